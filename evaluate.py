@@ -1,0 +1,27 @@
+"""Evaluate a model on run.test_splits: python evaluate.py --cfg-path X.yaml [--options model.finetuned=Y.pth
+...]
+
+Several processes: torchrun --nproc_per_node=8 evaluate.py --cfg-path X.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lavis.common.config import Config
+from lavis.runners.launch import build_runner, parse_args, run_main
+
+
+def evaluate(argv: Sequence[str] | None = None) -> None:
+    cfg = Config(parse_args("Evaluate a model.", argv))
+    runner = build_runner(cfg, splits=list(cfg.run_cfg.test_splits), config_name="config_evaluate")
+    runner.evaluate()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(lambda: evaluate(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

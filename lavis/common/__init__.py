@@ -1,0 +1,1 @@
+"""Foundations: registry, configuration, processes, seeds, checkpoints, schedules, logs."""

@@ -1,0 +1,205 @@
+"""Checkpoint files: written whole or not at all, and checked when read.
+
+A file is written under a temporary name beside its target, fsynced and renamed. It carries the hash of its
+own content, so that a damaged file is told from a good one. Reading executes nothing: ``weights_only`` or
+safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavis.common.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+HASH_KEY = "content_hash"
+_NAME = re.compile(r"checkpoint_(\d+)(?:_step(\d+))?\.pth$")
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint file that cannot be used; the message says what is wrong with it."""
+
+
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """No file where a checkpoint was asked for."""
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """sha256 of a file's bytes; of a folder: over the names and bytes of its files, sorted by name."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def content_hash(state: Any) -> str:
+    """sha256 over a nested state: dict keys (in sorted order), numbers, strings, and each tensor's dtype,
+    shape and bytes.
+
+    The order of dict keys and the device of tensors do not matter. TypeError on a value that ``weights_only``
+    could not load again, with the path to it.
+    """
+    digest = hashlib.sha256()
+    _update(digest, state, "")
+    return digest.hexdigest()
+
+
+def _update(digest: Any, value: Any, where: str) -> None:
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"t{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, dict):
+        digest.update(f"d{len(value)}".encode())
+        for key in sorted(value, key=lambda key: (type(key).__name__, key)):
+            _update(digest, key, f"{where}.{key}")
+            _update(digest, value[key], f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{type(value).__name__}{len(value)}".encode())
+        for index, item in enumerate(value):
+            _update(digest, item, f"{where}[{index}]")
+    elif value is None or type(value) in (bool, int, float, str):
+        digest.update(f"{type(value).__name__}{value!r};".encode())
+    else:
+        raise TypeError(
+            f"state{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only"
+        )
+
+
+def _detached(value: Any) -> Any:
+    """The state on the CPU, with no tensor dragging a larger storage along."""
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        whole = (
+            tensor.is_contiguous()
+            and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        )
+        return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {key: _detached(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_detached(item) for item in value)
+    return value
+
+
+def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write ``state`` (nested dicts and lists of tensors and plain values) to ``path`` as a whole; returns
+    the path.
+
+    Whatever happens on the way, a file that stood at ``path`` stays good: OSError (a full disk) leaves no
+    temporary file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = _detached({key: value for key, value in state.items() if key != HASH_KEY})
+    plain[HASH_KEY] = content_hash(plain)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            torch.save(plain, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every file system lets a folder be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return path
+
+
+def load_checkpoint_file(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Any]:
+    """The content of a ``.pth``/``.pt``/``.bin`` or ``.safetensors`` file, tensors on the CPU.
+
+    Raises MissingCheckpointError, or CheckpointError for an empty, truncated, HTML or otherwise foreign file,
+    and (with ``verify``) for one of ours whose content does not match its own hash.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise MissingCheckpointError(f"checkpoint {path} {kind}")
+    _refuse_foreign(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise a dozen kinds for damaged files
+        raise CheckpointError(f"checkpoint {path} {_why_unreadable(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {path} holds a {type(state).__name__}, not a dict of weights")
+    if verify and HASH_KEY in state:
+        found = content_hash({key: value for key, value in state.items() if key != HASH_KEY})
+        if found != state[HASH_KEY]:
+            raise CheckpointError(f"checkpoint {path} is damaged: its content does not match its own hash")
+    return state
+
+
+def _refuse_foreign(path: Path) -> None:
+    with path.open("rb") as stream:
+        head = stream.read(256).lstrip().lower()
+    if not head:
+        raise CheckpointError(f"checkpoint {path} is empty")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"checkpoint {path} is a web page, not weights: the download did not reach the file"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"checkpoint {path} is a git-lfs pointer, not weights: fetch the file with git lfs pull"
+        )
+
+
+def _why_unreadable(error: Exception) -> str:
+    text = str(error)
+    first = text.splitlines()[0] if text else type(error).__name__
+    if "weights_only" in text or "Unsupported global" in text or "WeightsUnpickler" in text:
+        return f"holds Python objects other than tensors and plain values, which are not loaded: {first}"
+    return f"cannot be read; it may be truncated, or no checkpoint at all ({type(error).__name__}: {first})"
+
+
+def progress_of(path: Path) -> tuple[int, float] | None:
+    """(epoch, step) that a file's name states, step infinite for a finished epoch; None for other names."""
+    match = _NAME.match(path.name)
+    return (int(match[1]), float(match[2] or "inf")) if match else None
+
+
+def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """``checkpoint_<epoch>.pth`` and ``checkpoint_<epoch>_step<n>.pth`` of a folder, the furthest first; no
+    best ones."""
+    found = [
+        (progress, path)
+        for path in Path(output_dir).glob("checkpoint_*.pth")
+        if (progress := progress_of(path))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def find_latest(output_dir: str | os.PathLike[str]) -> Path | None:
+    """The furthest checkpoint of a run that can be read and whose hash holds; a warning names each one passed
+    over."""
+    for path in list_checkpoints(output_dir):
+        try:
+            load_checkpoint_file(path)
+        except CheckpointError as error:
+            logger.warning("passed over: %s", error)
+            continue
+        return path
+    return None

@@ -1,0 +1,18 @@
+"""Datasets: annotation files to samples, samples to batches, batches to a training or evaluation run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lavis.datasets.builder import dataset_zoo, load_dataset
+
+__all__ = ["dataset_zoo", "load_dataset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from lavis.datasets import builder
+
+        return getattr(builder, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,249 @@
+"""From a dataset's configuration to its splits: files are found, processors built, then annotations read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from lavis.common.config import merge_dataset_config
+from lavis.common.errors import ConfigError, listed, unknown
+from lavis.common.modalities import MODALITIES, TASK_NAMES, modality_of
+from lavis.common.paths import get_cache_root, resolve
+from lavis.common.registry import registry
+from lavis.datasets.samples import BaseDataset
+from lavis.processors import BaseProcessor, load_processor
+
+logger = logging.getLogger(__name__)
+
+
+class BaseDatasetBuilder:
+    """Builds the splits of one dataset from `cfg`, its block below `datasets` in a YAML file.
+
+    A subclass registers itself, and names its two dataset classes and its default YAML. `cfg` may be partial;
+    null means the default YAML alone. Relative paths are looked up in the working directory, then below
+    `cache_root`.
+    """
+
+    name: ClassVar[str]
+    train_dataset_cls: ClassVar[type[BaseDataset]]
+    eval_dataset_cls: ClassVar[type[BaseDataset]]
+    DATASET_CONFIG_DICT: ClassVar[dict[str, str]] = {}
+    split_keys: ClassVar[tuple[str, ...]] = ("storage", "dataset_repeat_num", "url", "md5")
+
+    def __init__(
+        self, cfg: Mapping[str, Any] | DictConfig | None = None, *, cache_root: str | Path | None = None
+    ) -> None:
+        full = OmegaConf.to_container(merge_dataset_config(self.name, cfg), resolve=True)
+        assert isinstance(full, dict)
+        self.config: dict[str, Any] = {str(key): value for key, value in full.items()}
+        self.cache_root = resolve(cache_root) if cache_root else get_cache_root()
+        task_name = self.config.get("task_name")
+        if not task_name or (task_name.startswith("task_alignLLM") and task_name not in TASK_NAMES):
+            raise ConfigError(unknown(self._key("task_name"), task_name, [*TASK_NAMES, *MODALITIES]))
+
+    @classmethod
+    def default_config_path(cls, dataset_type: str = "default") -> str:
+        """The default YAML of a type, relative to the package."""
+        if dataset_type not in cls.DATASET_CONFIG_DICT:
+            raise ConfigError(unknown(f"type of dataset {cls.name}", dataset_type, cls.DATASET_CONFIG_DICT))
+        return cls.DATASET_CONFIG_DICT[dataset_type]
+
+    @property
+    def modality(self) -> str:
+        """The modality that task_name, published or not, stands for."""
+        return modality_of(self.config["task_name"])
+
+    def build_datasets(self, *, splits: Iterable[str] | None = None) -> dict[str, BaseDataset]:
+        """The datasets of the splits that have a storage, or of those named in `splits`.
+
+        All files are looked for before the first is read. ConfigError names a missing one by its key and
+        path, and an unknown key or processor; AnnotationError a file that holds nothing that can be used.
+        """
+        wanted = self._wanted(splits)
+        files = {split: self._annotation_files(split) for split in wanted}
+        root = self._root()
+        processors = {split: self._processors(split) for split in wanted}
+        datasets = {}
+        for split in wanted:
+            vis_processor, text_processor = processors[split]
+            cls = self.train_dataset_cls if split == "train" else self.eval_dataset_cls
+            dataset = cls(
+                ann_paths=files[split],
+                name=self.name,
+                split=split,
+                modality=self.modality,
+                dataset_repeat_num=self._split(split)["dataset_repeat_num"],
+                **self._sources(root, vis_processor, text_processor),
+            )
+            dataset.check_usable()
+            logger.info(
+                "dataset %s, %s: %d samples of modality %s", self.name, split, len(dataset), self.modality
+            )
+            datasets[split] = dataset
+        return datasets
+
+    def _sources(
+        self, root: Path, vis_processor: BaseProcessor, text_processor: BaseProcessor
+    ) -> dict[str, Any]:
+        """What the dataset classes take beside the annotation: folders and processors."""
+        return {"vis_processor": vis_processor, "text_processor": text_processor, "vis_root": root}
+
+    def _key(self, *parts: str) -> str:
+        return ".".join(("datasets", self.name, *parts))
+
+    def _node(self, *keys: str) -> dict[str, Any]:
+        """A block of the configuration; {} where there is none or it is null."""
+        node: Any = self.config
+        for key in keys:
+            node = node.get(key) or {}
+            if not isinstance(node, dict):
+                raise ConfigError(f"{self._key(*keys)} must be a mapping, not {node!r}")
+        return dict(node)
+
+    def _annotations(self) -> dict[str, Any]:
+        return self._node("build_info", "annotations")
+
+    def _split(self, split: str) -> dict[str, Any]:
+        """The mapping of a split, every key present."""
+        given = self._node("build_info", "annotations", split)
+        for key in given:
+            if key not in self.split_keys:
+                where = self._key("build_info", "annotations", split)
+                raise ConfigError(f"{where}: {unknown('key', key, self.split_keys)}")
+        repeat = given.get("dataset_repeat_num")
+        return {
+            **dict.fromkeys(self.split_keys),
+            **given,
+            "dataset_repeat_num": 1 if repeat is None else repeat,
+        }
+
+    def _wanted(self, splits: Iterable[str] | None) -> list[str]:
+        available = [split for split in self._annotations() if self._split(split)["storage"]]
+        if splits is None:
+            if not available:
+                raise ConfigError(
+                    f"{self._key('build_info', 'annotations')}: no split has a storage; give it a path"
+                )
+            return available
+        wanted = list(splits)
+        for split in wanted:
+            if split not in available:
+                key = self._key("build_info", "annotations", split, "storage")
+                raise ConfigError(f"{key} is not set; splits with a storage: {listed(available)}")
+        return wanted
+
+    def _annotation_files(self, split: str) -> list[Path]:
+        entry = self._split(split)
+        storages, urls, sums = (_as_list(entry[key]) for key in ("storage", "url", "md5"))
+        files = []
+        for number, storage in enumerate(storages):
+            key = self._key("build_info", "annotations", split, "storage")
+            hint = f"; it can be had from {urls[number]}" if number < len(urls) and urls[number] else ""
+            path = self._find(key, storage, kind="file", hint=hint)
+            if number < len(sums) and sums[number]:
+                _check_md5(path, str(sums[number]))
+            files.append(path)
+        return files
+
+    def _root(self) -> Path:
+        """The folder below which rows name their pictures; null: rows hold full paths."""
+        data_type = self.config.get("data_type")
+        blocks = [key for key in self._node("build_info") if key != "annotations"]
+        if data_type not in blocks:
+            raise ConfigError(f"{self._key('data_type')} is {data_type!r}; accepted: {listed(blocks)}")
+        storage = self._node("build_info", data_type).get("storage")
+        key = self._key("build_info", data_type, "storage")
+        return self._find(key, storage, kind="folder") if storage else Path()
+
+    def _find(self, key: str, storage: Any, *, kind: str, hint: str = "") -> Path:
+        if not isinstance(storage, str) or not storage:
+            raise ConfigError(f"{key} is {storage!r}; accepted: the path of a {kind}")
+        path = resolve(storage)
+        tried = [path] if path.is_absolute() else [Path.cwd() / path, self.cache_root / path]
+        for candidate in tried:
+            if candidate.is_file() if kind == "file" else candidate.is_dir():
+                return candidate
+        raise ConfigError(f"{key}: no {kind} at {' or '.join(str(candidate) for candidate in tried)}{hint}")
+
+    def _processors(self, split: str) -> tuple[BaseProcessor, BaseProcessor]:
+        stage = "train" if split == "train" else "eval"
+        return self._processor("vis_processor", stage), self._processor("text_processor", stage)
+
+    def _processor(self, kind: str, stage: str) -> BaseProcessor:
+        key = self._key(kind, stage)
+        options = self._node(kind, stage)
+        if not options.get("name"):
+            raise ConfigError(f"{key}.name is not set; accepted: {listed(registry.list_processors())}")
+        try:
+            return load_processor(options["name"], options)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from error
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _check_md5(path: Path, expected: str) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    if digest.hexdigest() != expected.lower():
+        logger.warning("%s has md5 %s, the configuration says %s", path, digest.hexdigest(), expected)
+
+
+class DatasetZoo:
+    """The registered datasets."""
+
+    def get_names(self) -> list[str]:
+        """Every name that `load_dataset` accepts."""
+        return registry.list_builders()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.get_names()
+
+
+dataset_zoo = DatasetZoo()
+
+
+def load_dataset(
+    name: str,
+    cfg_path: str | Path | None = None,
+    vis_path: str | Path | None = None,
+    data_type: str | None = None,
+) -> dict[str, BaseDataset]:
+    """The splits of a dataset, as {split: dataset}.
+
+    `cfg_path`: a YAML with a block datasets.<name>; `vis_path`: the folder of the pictures; `data_type`:
+    which block of build_info holds that folder. Processors that are not configured pass pictures and texts
+    through as they are.
+    """
+    builder_cls = registry.get_builder_class(name)
+    block: dict[str, Any] = {}
+    if cfg_path is not None:
+        if not resolve(cfg_path).is_file():
+            raise ConfigError(f"no configuration file at {cfg_path}")
+        loaded = OmegaConf.to_container(OmegaConf.load(resolve(cfg_path)))
+        datasets = loaded.get("datasets") if isinstance(loaded, dict) else None
+        if not isinstance(datasets, dict) or name not in datasets:
+            raise ConfigError(f"{cfg_path} has no block datasets.{name}")
+        block = datasets[name] or {}
+    builder: BaseDatasetBuilder = builder_cls(block)
+    if data_type is not None:
+        builder.config["data_type"] = data_type
+    if vis_path is not None:
+        builder.config["build_info"].setdefault(builder.config["data_type"], {})["storage"] = str(vis_path)
+    for kind in ("vis_processor", "text_processor"):
+        stages = builder.config.get(kind) or {}
+        builder.config[kind] = {
+            stage: stages.get(stage) or {"name": "identity"} for stage in ("train", "eval")
+        }
+    return builder.build_datasets()

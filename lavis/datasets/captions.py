@@ -1,0 +1,196 @@
+"""Pictures with captions: the builder coco_caption on Karpathy's COCO files.
+
+Training rows: {"image": path, "caption": str, "image_id": str}. Evaluation rows: {"image": path, "caption":
+[str, ...]}; rows of one picture are one sample. The id in results is the int of the digits that end the
+file's name, so COCO_val2014_000000391895.jpg is 391895. Layout after LAVIS (salesforce/LAVIS,
+lavis/datasets/datasets/coco_caption_datasets.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lavis.common.registry import registry
+from lavis.datasets.builder import BaseDatasetBuilder
+from lavis.datasets.samples import AnnotationError, BadSample, BaseDataset, Row, Sample
+
+KEPT_IMAGES = 4  # processed pictures kept for the next samples, which in evaluation often show the same one
+
+Processor = Callable[..., Any]
+
+
+def file_image_id(image: str) -> int | str:
+    """The id of a picture in results: the int of its file name's last digits, else the name's stem."""
+    stem = Path(image).stem
+    digits = re.findall(r"\d+", stem)
+    return int(digits[-1]) if digits else stem
+
+
+def text_of(row: Row, key: str) -> str:
+    """A text of a row that must not be blank; BadSample otherwise."""
+    if key not in row:
+        raise BadSample(f"missing key: {key}")
+    value = row[key]
+    if not isinstance(value, str):
+        raise BadSample(f"{key} is not text: {str(value)[:60]}")
+    if not value.strip():
+        raise BadSample(f"empty {key}")
+    return value
+
+
+def id_of(row: Row, default: int | str) -> int | str:
+    """The image_id of a row, a string or an int."""
+    value = row.get("image_id", default)
+    return value if isinstance(value, (str, int)) else str(value)
+
+
+def captions_of(row: Row) -> list[str]:
+    """Every caption of an evaluation row, one or a list, empty ones too; [] when it has none."""
+    value = row.get("caption")
+    captions = value if isinstance(value, list) else [value]
+    return [caption for caption in captions if isinstance(caption, str)]
+
+
+class ImageDataset(BaseDataset):
+    """Rows that name a picture below `vis_root` and hold captions; what datasets of pictures share.
+
+    `load` of a parsed row needs its keys image, image_id and captions.
+    """
+
+    def __init__(
+        self,
+        *,
+        vis_processor: Processor,
+        text_processor: Processor,
+        vis_root: str | Path,
+        ann_paths: Sequence[str | Path],
+        name: str,
+        split: str,
+        modality: str,
+        dataset_repeat_num: int = 1,
+    ) -> None:
+        self.vis_processor, self.text_processor = vis_processor, text_processor
+        self.vis_root = Path(vis_root)
+        self._kept: OrderedDict[str, tuple[Any, tuple[int, int]]] = OrderedDict()
+        super().__init__(
+            ann_paths=ann_paths,
+            name=name,
+            split=split,
+            modality=modality,
+            dataset_repeat_num=dataset_repeat_num,
+        )
+
+    def read_image(self, image: str, rng: np.random.RandomState) -> tuple[Any, tuple[int, int]]:
+        """The processed picture (a tensor [3, H, W] from all processors but the identity) and its (width,
+        height) in pixels as it lies on disk. Do not change it in place: neighbours may share it."""
+        if image in self._kept:
+            self._kept.move_to_end(image)
+            return self._kept[image]
+        picture = self._decode(self.vis_root / image)
+        result = (self.vis_processor(picture, rng=rng), picture.size)
+        if getattr(self.vis_processor, "deterministic", False):
+            self._kept[image] = result
+            while len(self._kept) > KEPT_IMAGES:
+                self._kept.popitem(last=False)
+        return result
+
+    def _decode(self, path: Path) -> Image.Image:
+        if not path.is_file():
+            raise BadSample(f"missing image: {path}")
+        try:
+            with Image.open(path) as picture:
+                return picture.convert("RGB")
+        except (
+            Exception
+        ) as error:  # a broken file makes Pillow's decoders raise almost anything; it costs this row only
+            raise BadSample(f"broken image: {path} ({type(error).__name__}: {error})") from error
+
+    def load_picture_and_text(self, row: Row, rng: np.random.RandomState) -> tuple[Sample, tuple[int, int]]:
+        """The sample of a parsed row without its box, and the picture's (width, height) in pixels."""
+        if row.get("problem"):
+            raise BadSample(row["problem"])
+        text = self.text_processor(row["captions"][0], rng=rng) if row["captions"] else ""
+        if self.training and not text:
+            raise BadSample(f"empty caption: nothing left of {row['captions'][0]!r} after processing")
+        image, size = self.read_image(row["image"], rng)
+        sample = {"image": image, "image_key": row["image"], "text_input": text, "image_id": row["image_id"]}
+        return sample, size
+
+    def placeholder(self, index: int) -> Sample:
+        row = self.rows[index]
+        image = self.vis_processor(Image.new("RGB", (8, 8)), rng=np.random.RandomState(0))
+        if isinstance(image, Tensor):
+            image = torch.zeros_like(image)
+        return {"image": image, "image_key": "", "text_input": "", "image_id": row["image_id"]}
+
+    def references(self) -> list[tuple[int | str, str]]:
+        """(image_id, caption) of every caption as it stands in the files: the ground truth of the metrics."""
+        return [(row["image_id"], caption) for row in self.rows for caption in row["captions"]]
+
+    def merge(self, rows: Iterator[Row]) -> list[Row]:
+        """Rows of one image_id to one row with all their captions. AnnotationError when they name two
+        pictures."""
+        merged: dict[str | int, Row] = {}
+        for row in rows:
+            held = merged.setdefault(row["image_id"], row)
+            if held is row:
+                continue
+            if "problem" in held:
+                merged[row["image_id"]] = {**row, "captions": held["captions"] + row["captions"]}
+                continue
+            if "problem" not in row and held["image"] != row["image"]:
+                raise AnnotationError(
+                    f"{self.files[row['file']]}: rows {held['label']} and {row['label']} have one result id, "
+                    f"{row['image_id']!r}, but two pictures, {held['image']!r} and {row['image']!r}"
+                )
+            held["captions"].extend(row["captions"])
+        return list(merged.values())
+
+
+class CaptionDataset(ImageDataset):
+    """Training: one row, one caption."""
+
+    needs = "image, caption and, if wished, image_id"
+
+    def parse(self, row: Row, label: str) -> Row:
+        image, caption = text_of(row, "image"), text_of(row, "caption")
+        return {"image": image, "image_id": id_of(row, file_image_id(image)), "captions": [caption]}
+
+    def load(self, index: int, rng: np.random.RandomState) -> Sample:
+        return self.load_picture_and_text(self.rows[index], rng)[0]
+
+
+class CaptionEvalDataset(CaptionDataset):
+    """Evaluation: one sample per picture, all its captions as references. No row is left out."""
+
+    training = False
+
+    def parse(self, row: Row, label: str) -> Row:
+        captions = captions_of(row)
+        try:
+            image = text_of(row, "image")
+        except BadSample as error:
+            return {"image": "", "image_id": id_of(row, label), "captions": captions, "problem": error.reason}
+        return {"image": image, "image_id": file_image_id(image), "captions": captions}
+
+    def arrange(self, rows: Iterator[Row]) -> Iterable[Row]:
+        return self.merge(rows)
+
+
+@registry.register_builder("coco_caption")
+class CocoCaptionBuilder(BaseDatasetBuilder):
+    """COCO captions, or any captions in their layout."""
+
+    name = "coco_caption"
+    train_dataset_cls = CaptionDataset
+    eval_dataset_cls = CaptionEvalDataset
+    DATASET_CONFIG_DICT = {"default": "configs/datasets/coco_caption.yaml"}

@@ -1,0 +1,117 @@
+"""Captions of things in pictures: the builders general_box_caption and general_box_caption_2.
+
+Rows, as in RefCOCO and RegionCap-10M: {"image": path, "image_id": str, "bbox": [x, y, w, h] pixels,
+"caption": str}, one per expression. Training takes each row; evaluation makes one sample of the rows of a
+region, whose id in results is `<image_id>_box_<x>_<y>_<w>_<h>`. Layout after RegionBLIP (arXiv 2308.02299,
+code mightyzau/RegionBLIP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from lavis.common.errors import ConfigError
+from lavis.common.registry import registry
+from lavis.datasets import geometry
+from lavis.datasets.builder import BaseDatasetBuilder
+from lavis.datasets.captions import ImageDataset, Processor, captions_of, id_of, text_of
+from lavis.datasets.samples import BadSample, Row, Sample
+
+
+def bbox_of(row: Row) -> list[float]:
+    """The xywh box of a row, in pixels; BadSample unless it is 4 numbers with an area."""
+    if "bbox" not in row:
+        raise BadSample("missing key: bbox")
+    try:
+        box = geometry.as_boxes(row["bbox"])
+    except ValueError as error:
+        raise BadSample(f"malformed bbox: {error}") from error
+    if box.shape != (4,):
+        raise BadSample(f"malformed bbox: {row['bbox']!r} is not one box of 4 numbers")
+    if geometry.is_empty(geometry.xywh_to_xyxy(box)):
+        raise BadSample(f"empty bbox: {row['bbox']!r} has no area")
+    numbers: list[float] = box.tolist()
+    return numbers
+
+
+class RegionDataset(ImageDataset):
+    """Training: one row, one expression for a region."""
+
+    needs = "image, image_id, bbox [x, y, w, h] in pixels and caption"
+
+    def __init__(self, *, vis_processor: Processor, name: str, **kwargs: Any) -> None:
+        if not getattr(vis_processor, "keeps_frame", False):
+            raise ConfigError(
+                f"dataset {name}: {type(vis_processor).__name__} crops or flips, so boxes would point "
+                "elsewhere; accepted: one that keeps the frame, such as general_box_caption_img_trainval"
+            )
+        super().__init__(vis_processor=vis_processor, name=name, **kwargs)
+
+    def parse(self, row: Row, label: str) -> Row:
+        image, caption = text_of(row, "image"), text_of(row, "caption")
+        return {
+            "image": image,
+            "image_id": id_of(row, image),
+            "bbox": bbox_of(row),
+            "captions": [caption],
+        }
+
+    def load(self, index: int, rng: np.random.RandomState) -> Sample:
+        row = self.rows[index]
+        sample, (width, height) = self.load_picture_and_text(row, rng)
+        try:
+            box = geometry.pixel_boxes_to_normalised(geometry.xywh_to_xyxy(row["bbox"]), width, height)
+        except ValueError as error:
+            raise BadSample(f"empty bbox: {error}") from error
+        return {**sample, "box": torch.from_numpy(box)}
+
+
+class RegionEvalDataset(RegionDataset):
+    """Evaluation: one sample per region, the regions of a picture next to each other. No row is left out."""
+
+    training = False
+    share_images = True
+
+    def parse(self, row: Row, label: str) -> Row:
+        parsed: Row = {"image": "", "bbox": None, "captions": captions_of(row)}
+        image_id = id_of(row, str(row.get("image", label)))
+        try:
+            parsed["image_id"] = geometry.region_id(image_id, row.get("bbox", ()))
+        except ValueError:
+            parsed["image_id"] = f"{image_id}_box_{label}"
+        try:
+            parsed["image"] = text_of(row, "image")
+            parsed["bbox"] = bbox_of(row)
+        except BadSample as error:
+            parsed["problem"] = error.reason
+        return parsed
+
+    def arrange(self, rows: Iterator[Row]) -> Iterable[Row]:
+        by_image: dict[str, list[Row]] = {}
+        for row in self.merge(rows):
+            by_image.setdefault(row["image"], []).append(row)
+        return [row for regions in by_image.values() for row in regions]
+
+    def placeholder(self, index: int) -> Sample:
+        return {**super().placeholder(index), "box": torch.tensor([0.0, 0.0, 1.0, 1.0])}
+
+
+@registry.register_builder("general_box_caption")
+class GeneralBoxCaptionBuilder(BaseDatasetBuilder):
+    """RefCOCO, RegionCap-10M, or any captioned boxes in their layout."""
+
+    name = "general_box_caption"
+    train_dataset_cls = RegionDataset
+    eval_dataset_cls = RegionEvalDataset
+    DATASET_CONFIG_DICT = {"default": "configs/datasets/general_box_caption.yaml"}
+
+
+@registry.register_builder("general_box_caption_2")
+class GeneralBoxCaption2Builder(GeneralBoxCaptionBuilder):
+    """A second set of captioned boxes beside the first."""
+
+    name = "general_box_caption_2"

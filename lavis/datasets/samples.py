@@ -1,0 +1,348 @@
+"""Dataset items: from annotation rows to samples, and from samples to a batch.
+
+A sample is a dict: modality (str), image [3, H, W] float32, box [4] float32 (x1, y1, x2, y2 as shares of the
+picture, in [0, 1]), text_input (str), image_id (str or int), instance_id (str, the row it was made of). A
+batch has the same keys: tensors are stacked on a new first axis, all else becomes a list of B, and modality
+stays one string.
+
+A row that cannot be used never ends a run. In training another row stands in for it, drawn from (seed, epoch,
+index); in evaluation the sample keeps its place as a zero image with `readable` False. Either way `skipped`
+names the row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lavis.common.seeding import sample_rng
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Sample = dict[str, Any]
+Batch = dict[str, Any]
+
+MAX_REPLACEMENTS = 1000  # rows tried in the place of an unusable one before the file is given up
+MAX_PROBES = 10_000  # rows looked at, per file, for one that can be used
+MAX_NAMED = 50  # dropped rows named one by one in the log
+
+
+class AnnotationError(ValueError):
+    """An annotation file that cannot be read, or holds nothing that can be used."""
+
+
+class BadSample(Exception):
+    """One row cannot be used; `reason` says why, in words for the log."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def read_annotations(path: str | Path) -> Iterator[tuple[str, Row]]:
+    """The rows of an annotation file, each with a label of its place, `train.json[3]` or `train.jsonl:4`.
+
+    Formats: a JSON list of objects; a JSON object of objects (its keys become `sample_id`); JSON lines
+    (*.jsonl). AnnotationError names the file, and the row that is not an object.
+    """
+    path = Path(path)
+    try:
+        for label, row in _read_lines(path) if path.suffix == ".jsonl" else _read_json(path):
+            if not isinstance(row, dict):
+                raise AnnotationError(f"{path}: row {label} is {_shorten(row)}; accepted: an object of keys")
+            yield label, row
+    except (OSError, UnicodeDecodeError) as error:
+        raise AnnotationError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path.name}:{number}", _parse_json(line, f"{path}, line {number}")
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
+    content = _parse_json(path.read_text(encoding="utf-8-sig"), str(path), hint="; JSON lines end in .jsonl")
+    if isinstance(content, list):
+        for number, row in enumerate(content):
+            yield f"{path.name}[{number}]", row
+    elif isinstance(content, dict):
+        for key, row in content.items():
+            yield f"{path.name}[{key!r}]", {"sample_id": key, **row} if isinstance(row, dict) else row
+    else:
+        raise AnnotationError(f"{path}: holds {_shorten(content)}; accepted: a list or an object of rows")
+
+
+def _parse_json(text: str, where: str, *, hint: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, column {error.colno}"
+        raise AnnotationError(f"{where}: not valid JSON at {at} ({error.msg}){hint}") from error
+
+
+def _shorten(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class PackedRows(Sequence[Row]):
+    """Rows as JSON bytes in one array: no Python objects, so loader workers share the memory of millions."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        packed = bytearray()
+        ends = [0]
+        for row in rows:
+            packed += json.dumps(row, ensure_ascii=False).encode()
+            ends.append(len(packed))
+        self._bytes = np.frombuffer(bytes(packed), dtype=np.uint8)
+        self._ends = np.asarray(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = int(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"row {position} of {len(self)}")
+        position %= len(self)
+        return json.loads(self._bytes[self._ends[position] : self._ends[position + 1]].tobytes())
+
+
+def collate(samples: Sequence[Sample], *, share_images: bool = False) -> Batch:
+    """B samples to one batch of the keys they share; tensors stacked, `skipped` joined, the rest lists.
+
+    With `share_images`, samples of equal `image_key` share one picture: `image` [I, 3, H, W] and
+    `image_index` [B] (long), where image_index[b] is the picture of sample b.
+    """
+    modalities = sorted({str(sample["modality"]) for sample in samples})
+    if len(modalities) != 1:
+        raise ValueError(f"a batch holds one modality, these samples have {', '.join(modalities) or 'none'}")
+    keys = [key for key in samples[0] if all(key in sample for sample in samples)]
+    batch: Batch = {"modality": modalities[0]}
+    for key in keys:
+        values = [sample[key] for sample in samples]
+        if key == "image" and share_images and "image_key" in keys:
+            batch["image"], batch["image_index"] = _shared_images(samples)
+        elif key not in ("modality", "skipped"):
+            batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
+    batch["skipped"] = [entry for sample in samples for entry in sample.get("skipped", [])]
+    return batch
+
+
+def _shared_images(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """The I different pictures [I, 3, H, W] of B samples, and which of them is whose [B]."""
+    images: dict[str, Tensor] = {}
+    for sample in samples:
+        images.setdefault(sample["image_key"], sample["image"])
+    places = {image_key: place for place, image_key in enumerate(images)}
+    return torch.stack(list(images.values())), torch.tensor([places[s["image_key"]] for s in samples])
+
+
+class BaseDataset(Dataset[Sample]):
+    """Annotation rows that load into samples of one modality.
+
+    A subclass says how a row is checked (`parse`), how it loads (`load`), and for evaluation what stands in
+    for one that does not (`placeholder`). It may read other files (`read_file`) and set the rows in order
+    (`arrange`). Item keys are an index, or a pair (epoch, index); equal keys give equal samples, in any
+    process.
+    """
+
+    training: ClassVar[bool] = True  # unusable rows are replaced; False: they keep their place
+    share_images: bool = False  # collate one picture for several regions of it
+    needs: ClassVar[str] = ""  # the keys of a row, for messages
+
+    def __init__(
+        self,
+        *,
+        ann_paths: Sequence[str | Path],
+        name: str,
+        split: str,
+        modality: str,
+        dataset_repeat_num: int = 1,
+    ) -> None:
+        if not isinstance(dataset_repeat_num, int) or dataset_repeat_num < 1:
+            given = f"dataset_repeat_num of {name}, {split} is {dataset_repeat_num!r}"
+            raise ValueError(f"{given}; accepted: an integer of 1 or more")
+        if not ann_paths:
+            raise ValueError(f"dataset {name}, {split} is given no annotation file")
+        self.name, self.split, self.modality = name, split, modality
+        self.repeat = dataset_repeat_num if self.training else 1
+        self.files = [Path(path) for path in ann_paths]
+        self.seed = 0
+        self.dropped: list[tuple[str, str]] = []  # (row, reason) of rows left out in reading
+        file_of_row: list[int] = []
+        self.rows = PackedRows(self._rows(file_of_row))
+        self._file_of_row = np.asarray(file_of_row, dtype=np.int32)
+        self._log_dropped()
+
+    # What a subclass implements
+
+    def parse(self, row: Row, label: str) -> Row:
+        """The checked row with what `load` needs, JSON values only. BadSample when it is to be left out."""
+        raise NotImplementedError
+
+    def load(self, index: int, rng: np.random.RandomState) -> Sample:
+        """The sample of row `index`, every random draw from `rng`. BadSample when the row cannot be used."""
+        raise NotImplementedError
+
+    def placeholder(self, index: int) -> Sample:
+        """An evaluation sample of the same keys for row `index`, which does not load."""
+        raise NotImplementedError
+
+    def read_file(self, path: Path) -> Iterator[tuple[str, Row]]:
+        """(label, row) of one annotation file."""
+        return read_annotations(path)
+
+    def arrange(self, rows: Iterator[Row]) -> Iterable[Row]:
+        """The rows in the order, or the groups, in which they are indexed."""
+        return rows
+
+    # Items
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.repeat
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)} in dataset {self.name}")
+        index %= len(self)
+        row = index % len(self.rows)
+        skipped: list[tuple[str, str]] = []
+        try:
+            sample = self.load(row, sample_rng(self.seed, epoch, index))
+        except BadSample as error:
+            skipped.append((self.row_label(row), error.reason))
+            if self.training:
+                row, sample = self._replace(epoch, index, error)
+            else:
+                sample = self.placeholder(row)
+        sample.update(modality=self.modality, instance_id=self.row_label(row), skipped=skipped)
+        if not self.training:
+            sample["readable"] = not skipped
+        return sample
+
+    def _replace(self, epoch: int, index: int, error: BadSample) -> tuple[int, Sample]:
+        rng = sample_rng(self.seed, epoch, index)
+        for _ in range(MAX_REPLACEMENTS):
+            row = int(rng.randint(len(self.rows)))
+            try:
+                return row, self.load(row, rng)
+            except BadSample as failure:
+                error = failure
+        files = ", ".join(str(path) for path in self.files)
+        raise AnnotationError(
+            f"{files}: {MAX_REPLACEMENTS} rows drawn, none can be used (the last: {error.reason})"
+        )
+
+    def row_label(self, index: int) -> str:
+        """Where row `index` stands: its file's name and its place there."""
+        return str(self.rows[index]["label"])
+
+    def set_seed(self, seed: int) -> None:
+        """The seed from which, with epoch and index, each sample's random draws come."""
+        self.seed = seed
+
+    def collater(self, samples: Sequence[Sample]) -> Batch:
+        """One batch of these samples."""
+        return collate(samples, share_images=self.share_images)
+
+    def check_usable(self) -> None:
+        """Load rows of each file until one is good; AnnotationError names a file of which none is."""
+        for number, path in enumerate(self.files):
+            rows = np.flatnonzero(self._file_of_row == number)
+            step = max(1, len(rows) // MAX_PROBES)
+            reasons: list[str] = []
+            for row in rows[::step].tolist():
+                try:
+                    self.load(row, sample_rng(self.seed, 0, row))
+                    break
+                except BadSample as error:
+                    reasons.append(f"{self.row_label(row)}: {error.reason}")
+            else:
+                if reasons:
+                    raise AnnotationError(
+                        f"{path}: no usable row among {len(reasons)}; {'; '.join(reasons[:3])}"
+                    )
+
+    # Reading
+
+    def _rows(self, file_of_row: list[int]) -> Iterator[Row]:
+        for row in self.arrange(self._parsed()):
+            file_of_row.append(row.pop("file"))
+            yield row
+
+    def _parsed(self) -> Iterator[Row]:
+        for number, path in enumerate(self.files):
+            kept, dropped, keys = 0, len(self.dropped), ""
+            for label, row in self.read_file(path):
+                keys = keys or ", ".join(row)
+                try:
+                    parsed = self.parse(row, label)
+                except BadSample as error:
+                    self.dropped.append((label, error.reason))
+                    continue
+                kept += 1
+                yield {**parsed, "label": label, "file": number}
+            if not kept:
+                why = [f"{label}: {reason}" for label, reason in self.dropped[dropped : dropped + 3]]
+                detail = f"{'; '.join(why)}. A row needs {self.needs}; the first has {keys}"
+                raise AnnotationError(f"{path}: no usable row: {detail if why else 'it has no rows'}")
+
+    def _log_dropped(self) -> None:
+        for label, reason in self.dropped[:MAX_NAMED]:
+            logger.warning("dataset %s, %s: row %s left out: %s", self.name, self.split, label, reason)
+        if self.dropped:
+            counts = Counter(reason.split(":")[0] for _, reason in self.dropped)
+            summary = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+            kept = f"{len(self.dropped)} rows left out ({summary}), {len(self.rows)} kept"
+            logger.warning("dataset %s, %s: %s", self.name, self.split, kept)
+
+
+class JoinedDataset(Dataset[Sample]):
+    """Several datasets of one modality in a row, for a task that trains on all of them."""
+
+    def __init__(self, datasets: Sequence[BaseDataset]) -> None:
+        modalities = sorted({dataset.modality for dataset in datasets})
+        if len(modalities) != 1:
+            raise ValueError(f"joined datasets share one modality, these have {modalities}")
+        self.datasets = list(datasets)
+        self.name = "+".join(dataset.name for dataset in datasets)
+        self.split, self.modality = datasets[0].split, modalities[0]
+        self._ends = np.cumsum([len(dataset) for dataset in datasets])
+        self.collater: Callable[[Sequence[Sample]], Batch] = collate
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)} in dataset {self.name}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[number - 1]) if number else 0
+        return self.datasets[number][epoch, index - start]
+
+    @property
+    def dropped(self) -> list[tuple[str, str]]:
+        """(row, reason) of the rows left out when the files were read."""
+        return [entry for dataset in self.datasets for entry in dataset.dropped]
+
+    def set_seed(self, seed: int) -> None:
+        """Set the seed of each dataset."""
+        for dataset in self.datasets:
+            dataset.set_seed(seed)

@@ -1,0 +1,273 @@
+"""Penn Treebank tokens of captions, as pycocoevalcap makes them, without Java.
+
+Provenance: pycocoevalcap (github.com/salaniz/pycocoevalcap) calls Stanford's PTBTokenizer 3.4.1 with
+`-preserveLines -lowerCase` and drops punctuation tokens. This module gives the same tokens; its rules were written
+and checked against that program's output (tests/evaluation/test_tokenizer_java.py asks it again where Java is).
+
+How it works: at every position all rules are tried and the longest match wins, the first rule on a tie. A rule's
+group 1 is the token; what it matches after the group is context: it counts as length and is read again.
+Characters that no rule knows (emoji, for one) are dropped, as there.
+
+One thing differs on purpose: a character that ends a line (CR, VT, FF, U+2028, U+2029) inside a caption is a space
+here. There it splits the caption in two, and every later caption is then given to the wrong image.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lavis.evaluation import ptb_tables as tables
+
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+_NBSP = "\u00a0"
+
+
+class _Rule(NamedTuple):
+    starts: str  # the characters that it may begin with; _L, _D and _ANY stand for letters, digits and any
+    pattern: re.Pattern[str]
+    rewrite: Callable[[str], str] | None
+
+
+def tokenize(caption: str) -> list[str]:
+    """Caption -> lower-case tokens without punctuation. A token holds no plain space."""
+    return _tokenize(caption).split(" ") if _tokenize(caption) else []
+
+
+def tokenize_captions(captions: Mapping[Any, Sequence[str]]) -> dict[Any, list[str]]:
+    """{id: captions} -> {id: tokenised captions, tokens joined by one space}: what pycocoevalcap's scorers read."""
+    return {key: [_tokenize(caption) for caption in values] for key, values in captions.items()}
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _tokenize(caption: str) -> str:
+    """One caption -> its tokens joined by spaces."""
+    words = _plain_words(caption)
+    if words is None:
+        text = re.sub("[\n\r\v\f\u2028\u2029]", " ", caption)
+        words = [word.lower() for word in _lex(text)]
+    return " ".join(word for word in words if word not in PUNCTUATION)
+
+
+def _plain_words(caption: str) -> list[str] | None:
+    """Words of a caption of unaccented words, spaces, commas and full stops only; None where a rule might apply."""
+    words = []
+    for chunk in caption.split(" "):
+        match = _PLAIN.fullmatch(chunk)
+        if match is None:
+            return None
+        word = match[1].lower()
+        if word in _SPLIT_WORDS or (match[2] == "." and (word in _ABBREVIATIONS or len(word) == 1)):
+            return None
+        if word:
+            words.append(word)
+    return words
+
+
+_PLAIN = re.compile("([A-Za-z]*)([.,]?)")
+_SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "gimme", "lemme", "wanna"])
+_ABBREVIATIONS = frozenset(
+    [*tables.TITLE_ABBREVIATIONS, *tables.ENDING_ABBREVIATIONS, *map(str.lower, tables.CAPITAL_ABBREVIATIONS)]
+)
+
+
+def _lex(text: str) -> Iterable[str]:
+    """All tokens of one line, punctuation included, letters as written."""
+    end = len(text)
+    text += "\n\n"  # some rules look two characters ahead; a line is followed by others
+    position = 0
+    while position < end:
+        best, best_end, best_rule = None, position, None
+        for rule in _candidates(text[position]):
+            match = rule.pattern.match(text, position)
+            if match is not None and match.end() > best_end:
+                best, best_end, best_rule = match, match.end(), rule
+        if best is None or best_rule is None:
+            position += 1
+            continue
+        position = best.end(1)
+        token = best[1] if best_rule.rewrite is None else best_rule.rewrite(best[1])
+        if token:
+            yield token
+
+
+@functools.lru_cache(maxsize=4096)
+def _candidates(character: str) -> tuple[_Rule, ...]:
+    """The rules that can match at a character, in order."""
+    kinds = {character, _ANY}
+    if re.match(_LETTER_OR_DIGIT, character):
+        kinds.add(_D if re.match(_DIGIT, character) else _L)
+    return tuple(rule for rule in _rules() if kinds.intersection(rule.starts))
+
+
+@functools.lru_cache(maxsize=1)
+def _rules() -> tuple[_Rule, ...]:
+    """Every rule in order of precedence (compiled on first use)."""
+    rules = (*_word_rules(), *_address_rules(), *_number_rules(), *_abbreviation_rules(), *_mark_rules())
+    return tuple(_Rule(starts, re.compile(pattern), rewrite) for starts, pattern, rewrite in rules)
+
+
+# Pieces that several rules share. Patterns are ordered and greedy, so where one alternative is a prefix of another the
+# longer stands first, or the alternatives are rules of their own.
+_L, _D, _ANY = "\ue000", "\ue001", "\ue002"
+_Rules = Iterable[tuple[str, str, Callable[[str], str] | None]]
+_ENTITY = r"&[aeiouAEIOU](?:acute|grave|uml);"  # a letter written as an HTML entity
+_ALNUM = f"[{tables.ALNUM}]"
+_DIGIT = f"[{tables.DIGITS}]"
+_PLAIN_LETTER = f"(?:(?!{_DIGIT}){_ALNUM})"
+_LETTER_OR_DIGIT = f"(?:[{tables.ALNUM}{tables.MARKS}]|{_ENTITY})"
+_LETTER = f"(?:(?!{_DIGIT}){_LETTER_OR_DIGIT})"
+_WORD = f"{_LETTER}{_LETTER_OR_DIGIT}*(?:[.!?]{_LETTER}{_LETTER_OR_DIGIT}*)*"
+_APOSTROPHE = "(?:['\u0092\u2019]|&apos;)"
+_APOSTROPHE_OR_TICK = "(?:['\u0092\u2019`\u0091\u2018\u201b]|&apos;)"
+_CONTRACTION = f"{_APOSTROPHE}(?:[msdMSD]|[rR][eE]|[vV][eE]|[lL][lL])"  # it's, I'd, we're
+_NOT = f"[nN]{_APOSTROPHE_OR_TICK}[tT]"
+_THING_PART = f"(?:[dDoOlL]{_APOSTROPHE_OR_TICK}{_ALNUM})?{_ALNUM}+"
+_THING = f"{_THING_PART}(?:[-_\u058a\u2010\u2011]{_THING_PART})*"  # t-shirt, x_1, o'clock
+_INITIALS = r"[A-Za-z](?:\.[A-Za-z])+"  # a.m, U.S
+_HYPHENATED = f"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_INITIALS}\\.|[A-Za-z0-9\u00ad]+))+"  # U.S.-based
+_NUMBER = f"(?:{_DIGIT}*(?:[.:,\u00ad\u066b\u066c]{_DIGIT}+)+|{_DIGIT}+)"
+_STRAIGHT = "'\u0092\u2019&"  # what an apostrophe may begin with
+
+
+def _spaces(token: str) -> str:
+    return token.replace(" ", _NBSP)
+
+
+def _soft_hyphens(token: str) -> str:
+    return token.replace("\u00ad", "") or "-"
+
+
+def _apostrophes(token: str) -> str:
+    return re.sub("[\u0091\u2018\u201b]", "`", re.sub(_APOSTROPHE, "'", token))
+
+
+def _quotes(token: str) -> str:
+    return _replace(token, tables.QUOTES)
+
+
+def _brackets(token: str) -> str:
+    return _replace(_spaces(token), tables.BRACKETS)
+
+
+def _round_brackets(token: str) -> str:
+    return token.replace("(", "-LRB-").replace(")", "-RRB-")
+
+
+def _replace(token: str, table: Mapping[str, str]) -> str:
+    for old, new in table.items():
+        token = token.replace(old, new)
+    return token
+
+
+def _always(token: str) -> Callable[[str], str]:
+    return lambda _: token
+
+
+def _word_rules() -> _Rules:
+    """Words, what is split off them (n't, 's) and words that hold an apostrophe."""
+    yield "cC", "((?i:can))(?i:not)", None
+    yield "gGwW", "((?i:gon|wan))(?i:na)", None
+    yield "gG", "((?i:got))(?i:ta)", None
+    yield "gGlL", "((?i:gim|lem))(?i:me)", None
+    yield "'", "('[tT])(?i:is|was)", None
+    name, value = "[A-Za-z][A-Za-z0-9_:.-]*", """(?:'[^'\r\n]*'|"[^"\r\n]*")"""
+    yield "<", rf"(<(?:[!?][A-Za-z-][^>\r\n]*|{name}(?: +{name}(?: *= *{value})?)* */?|/{name}) *>)", _spaces
+    yield "&", "(&(?:MD|mdash|ndash);)", _always("--")
+    yield "\u0096\u0097\u2013\u2014\u2015", "(.)", _always("--")
+    yield "&", "(&nbsp;)", _always("")
+    yield "&", "(&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)", None
+    yield _L + "&", f"({_WORD}){_CONTRACTION}", _soft_hyphens
+    yield _L, f"([A-Za-z\u00ad]*[A-MO-Za-mo-z]){_NOT}", _soft_hyphens
+    yield _L + "&", f"({_WORD})", _soft_hyphens
+    yield _STRAIGHT + "nN", f"({_APOSTROPHE}[nN]{_APOSTROPHE}?)", None  # rock 'n' roll
+    yield "lLdDjJ", f"([lLdDjJ]{_APOSTROPHE})", None
+    yield "dDsSoO", f"((?i:dunkin|somethin|ol){_APOSTROPHE})", None
+    yield _STRAIGHT, f"({_APOSTROPHE}(?i:em|till|til|cause))", None
+    yield _STRAIGHT, f"({_APOSTROPHE}[2-9]0[sS])", None
+    yield _L, f"([A-HJ-XZn]{_APOSTROPHE_OR_TICK}{_PLAIN_LETTER}{{2,}})", None
+    vowel = f"{_PLAIN_LETTER}+[aeiouyAEIOUY]{_APOSTROPHE_OR_TICK}[aeiouA-Z]{_PLAIN_LETTER}*"
+    yield _L, f"({vowel})", None  # ma'am, Hallowe'en
+    yield "'cneslCNESL", "((?i:cont'd\\.|cont'd|'twas|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l))", None
+    yield "oO", f"([oO]{_APOSTROPHE_OR_TICK}[oO])", None
+    yield "yY", f"([yY]{_APOSTROPHE}){_PLAIN_LETTER}", None
+    yield _STRAIGHT, rf"({_APOSTROPHE}[0-9][0-9])\s", None  # '90
+
+
+def _address_rules() -> _Rules:
+    """Web and mail addresses, names and tags with @ and #."""
+    rest = r"""[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},-]"""
+    label = r"""[^ \t\n\f\r"`'<>|.!?(){},-_$]+\."""  # a range from comma to underscore: no capitals, no digits
+    yield "hH", r"""((?i:https?)://[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},-])""", None
+    yield "w", rf"(www\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}(?:/{rest})?)", None
+    yield _ANY, f"((?:{label})+(?:com|net|org|edu)(?:/{rest})?)", None
+    local, last = r"""[a-zA-Z0-9][^ \t\n\f\r"<>|()\u00a0{}]*""", r"""[^ \t\n\f\r"<>|(){}.\u00a0]+"""
+    yield _L + _D + "<&", rf"((?:&lt;|<)?{local}@(?:{last}\.)*{last}(?:&gt;|>)?)", None
+    yield "@", "(@[a-zA-Z_][a-zA-Z_0-9]*)", None
+    yield "#", f"(#{_LETTER}+)", None
+
+
+def _number_rules() -> _Rules:
+    """Contractions that stand alone, dates, numbers, fractions, money, slashed words."""
+    yield _STRAIGHT, f"({_CONTRACTION})[^A-Za-z]", _apostrophes
+    yield "nN", f"({_NOT})", _apostrophes
+    yield _D, f"({_DIGIT}{{1,2}}[-/]{_DIGIT}{{1,2}}[-/]{_DIGIT}{{2,4}})", None
+    yield _D + "-+.:,\u00ad\u066b\u066c", f"([-+]?{_NUMBER})", _soft_hyphens
+    yield _ANY, "([\u207a\u207b\u208a\u208b]?(?:[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+|[\u2080-\u2089]+))", None
+    digits = f"{_DIGIT}{{1,4}}"
+    yield _D, rf"((?:{digits}[- \u00a0])?{digits}(?:\\?/|\u2044){digits})", _spaces
+    brackets = "(?i:RRB|LRB|RCB|LCB|RSB|LSB)"
+    yield "-CcpaSs", rf"(-{brackets}-|C\.D\.s|[cC]ap'n|c'est|pro-|anti-|[sS](?:&amp;|&)(?:[pP]-500|[lL]s))", None
+    path = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+    yield _L + _D, rf"({path}(?:\\?/{path}){{1,2}})", None  # and/or
+    yield _L + "$#", r"([A-Z]*\$|#)", None
+
+
+def _abbreviation_rules() -> _Rules:
+    """Words that keep their full stop; hyphenated things, file names, C++."""
+    ending = [f"(?i:{word})" for word in tables.ENDING_ABBREVIATIONS]
+    ending += [f"{word}|{word.upper()}" for word in tables.CAPITAL_ABBREVIATIONS]
+    yield _L, rf"((?:{'|'.join(ending)})\.)(?s:..)", None
+    yield _L, rf"((?i:{'|'.join(tables.TITLE_ABBREVIATIONS)}|a\.k\.a|[a-z])\.)", None
+    yield "pPeE", r"((?i:ph|ed)\.[dD]\.)", None
+    yield _L, rf"({_INITIALS}\.)", None
+    yield _L, f"({_INITIALS})", None
+    yield _L + _D, f"({_THING})", _soft_hyphens
+    yield _L, "([A-Z]+(?:(?:&amp;|[+&])[A-Z]+)+)", None  # AT&T
+    yield _L + _D, f"({_HYPHENATED})", _soft_hyphens
+    extensions = "|".join(sorted(tables.FILE_EXTENSIONS, key=len, reverse=True))
+    yield _L + _D, rf"((?:{_LETTER_OR_DIGIT}+\.)+(?i:{extensions}))[\s.?!,]", None
+    yield _L + _D + "&", rf"((?:{_HYPHENATED}|{_THING}|{_WORD})\.)[,;:\u3001]", _soft_hyphens
+    yield "cCfF", r"([cC]\+\+|[cCfF]#)", None
+
+
+def _mark_rules() -> _Rules:
+    """Telephone numbers, quotes, smileys, brackets, dots, dashes and single signs."""
+    digits = r"[0-9]"
+    phone = rf"(?:\({digits}{{2,3}}\)[ \u00a0]?|(?:\+\+?)?(?:{digits}{{2,4}}[- \u00a0])?{digits}{{2,4}}[- \u00a0])"
+    yield _D + "(+", rf"({phone}{digits}{{3,4}}[- \u00a0]?{digits}{{3,5}})", _brackets
+    yield '"&', '("|&quot;)[A-Za-z0-9$]', _always("``")
+    yield '"&', '("|&quot;)', _always("''")
+    yield "<>:;=", r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _round_brackets
+    yield _ANY, r"(\([-^x=~<>'][_.]?[-^x=~<>']\)|[-^x=~<>']_[-^x=~<>'])", _brackets
+    yield "()[]{}", "(.)", _brackets
+    yield ".\u0085\u2026", r"(\.{3,5}|(?:\.[ \u00a0]){2,3}\.|[\u0085\u2026])", _always("...")
+    yield "?!", "([?!]+)", None
+    yield "*\\", r"(\*+|(?:\\\*){1,3})", None
+    yield "#@_", "(#+|@+|_{2,})", None
+    yield "<>", "(<<|>>)", None
+    yield "-", "(-{2,4})", _always("--")
+    yield "-", "(-{5,})", None
+    yield "'", "(')[A-Za-z][^ \t\n\r\u00a0]", _always("`")
+    yield "'", "('')", None
+    yield _STRAIGHT, f"({_CONTRACTION})", _apostrophes
+    yield _STRAIGHT, f"({_APOSTROPHE})", _quotes
+    yield _ANY, "([`\u0091-\u0094\u2018-\u201f\u2039\u203a\u00ab\u00bb]{1,2})", _quotes
+    for old, new in tables.REWRITES.items():
+        yield old[0], f"({re.escape(old)})", _always(new)
+    yield _ANY, f"([{tables.SYMBOLS}])", None
+    yield "\u00ad", "(.)", _always("-")

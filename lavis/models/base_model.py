@@ -1,0 +1,131 @@
+"""What every model offers: LAVIS' loading interface, trainable parts, parameter groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from lavis.common.config import ConfigError, merge_model_config
+from lavis.models.weights import LoadReport
+
+logger = logging.getLogger(__name__)
+
+NO_DECAY = (
+    "bias",
+    "ln",
+    "bn",
+)  # published rule: these in a name, or fewer than two dimensions, mean no weight decay
+
+
+class Losses(dict[str, Tensor]):
+    """Losses by name (`loss` is their sum), also readable as attributes. All are 0-dim tensors."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no loss {name!r}; there are {', '.join(self)}") from None
+
+
+class BaseModel(nn.Module):
+    """Base of all registered models."""
+
+    PRETRAINED_MODEL_CONFIG_DICT: dict[str, str] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._eval_locked: list[nn.Module] = []
+        self._loaded: set[str] = set()  # names of parameters that came from a file
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # -- building -----------------------------------------------------------------------------------------------------------
+    @classmethod
+    def default_config_path(cls, model_type: str) -> str:
+        """Path of the default YAML of a type, relative to the package; ConfigError names the types."""
+        try:
+            return cls.PRETRAINED_MODEL_CONFIG_DICT[model_type]
+        except KeyError:
+            types = ", ".join(cls.PRETRAINED_MODEL_CONFIG_DICT) or "none"
+            raise ConfigError(f"unknown model_type {model_type!r} of {cls.__name__}; accepted: {types}") from None
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> BaseModel:
+        """Build from a merged model config (see `lavis.models.load_model_from_config` for a partial one)."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, model_type: str) -> BaseModel:
+        """Build a type with the weights that its default YAML names."""
+        arch = OmegaConf.load(Path(__file__).parents[1] / cls.default_config_path(model_type)).model.arch
+        return cls.from_config(merge_model_config({"arch": arch, "model_type": model_type}))
+
+    # -- weights ------------------------------------------------------------------------------------------------------------
+    def load_checkpoint(self, path: str | Path | Mapping[str, Any]) -> LoadReport:
+        """Load a checkpoint file (or its content) in any known layout; returns what was loaded, missing and ignored."""
+        raise NotImplementedError
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """Trainable parameters, and the buffers of modules that have some: what a checkpoint must hold."""
+        keep = {name for name, p in self.named_parameters() if p.requires_grad}
+        for prefix, module in self.named_modules():
+            if any(p.requires_grad for p in module.parameters(recurse=False)):
+                persistent = module.state_dict(prefix=f"{prefix}." if prefix else "")
+                keep |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)} & persistent.keys()
+        return {name: tensor.detach() for name, tensor in self.state_dict().items() if name in keep}
+
+    def random_parts(self) -> list[str]:
+        """Parts that work with random weights: frozen ones of which anything was not loaded, base ones loaded from nowhere.
+
+        Adapters do not count (their B starts at zero), nor do new trainable heads.
+        """
+        return []
+
+    def frozen_bases(self) -> dict[str, dict[str, str]]:
+        """The files that frozen parts came from: {part: {path, sha256}}."""
+        return {}
+
+    # -- training -----------------------------------------------------------------------------------------------------------
+    def lock_eval(self, module: nn.Module) -> None:
+        """Keep a frozen module in eval mode whatever `.train()` says."""
+        self._eval_locked.append(module)
+        module.eval()
+
+    def train(self, mode: bool = True) -> BaseModel:
+        super().train(mode)
+        for module in self._eval_locked:
+            module.eval()
+        return self
+
+    def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1.0) -> list[dict[str, Any]]:
+        """Parameter groups: weight decay for matrices, none for biases, norms and vectors."""
+        decay, plain = [], []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                no_decay = parameter.ndim < 2 or any(part in name for part in NO_DECAY)
+                (plain if no_decay else decay).append(parameter)
+        return [
+            {"params": decay, "weight_decay": weight_decay, "lr_scale": lr_scale},
+            {"params": plain, "weight_decay": 0.0, "lr_scale": lr_scale},
+        ]
+
+    def before_training(self, **kwargs: Any) -> None:
+        """Hook of LAVIS, called once before training."""
+
+    def before_evaluation(self, **kwargs: Any) -> None:
+        """Hook of LAVIS, called before each evaluation."""
+
+    def show_n_params(self, return_str: bool = True) -> str | int:
+        """Number of parameters, as a number or as '1.2M'."""
+        total = sum(p.numel() for p in self.parameters())
+        if not return_str:
+            return total
+        return f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total / 1e3:.1f}K"

@@ -1,0 +1,380 @@
+"""BLIP-2 (arXiv 2301.12597) and the base that RegionBLIP shares: encoder -> Q-Former -> losses and soft prompts for an LLM.
+
+One path serves every modality: a `Modality` row says what differs, its `Branch` owns what differs. The archs of this file are the
+two pre-training stages: `blip2` (ITC, ITM, ITG) and `blip2_opt`, `blip2_t5` (captions through a frozen LLM).
+
+Losses are those of the global batch: features are gathered, token losses are divided by the global token count, hard negatives
+are drawn for the global batch from a generator that is the same on all processes. Averaging gradients over processes
+then gives the gradient of one process that holds the whole batch.
+
+Shapes: B rows, I encoded inputs (several rows may share one), T encoder tokens, C encoder width, Q queries, D Q-Former width,
+E similarity width, L text tokens, H LLM width; *_all are over all processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from lavis.common import dist_utils
+from lavis.common.checkpoint import load_checkpoint_file
+from lavis.common.config import ConfigError
+from lavis.common.modalities import modality_of
+from lavis.common.registry import registry
+from lavis.common.seeding import shared_rng
+from lavis.models import losses, parts
+from lavis.models.base_model import BaseModel, Losses
+from lavis.models.captioner import Captioner
+from lavis.models.language import LanguageModel
+from lavis.models.modality import LOSS_NAMES, Branch, Modality
+from lavis.models.modality_lora import ModalityRouter
+from lavis.models.qformer import EncoderTokens, KeyValue, QFormer
+from lavis.models.weights import KeyMap, LoadReport, load_into
+
+logger = logging.getLogger(__name__)
+
+
+class Blip2Base(Captioner, BaseModel):
+    """Encoder, Q-Former, one branch per modality, and an LLM when some row has an `llm` loss."""
+
+    llm_kind: str | None = None  # "opt", "t5" or None: which config keys name the LLM, and its published prefix
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.rows = {name: Modality.from_config(name, row) for name, row in self.modality_rows(cfg).items()}
+        self.router = ModalityRouter(self.rows)
+        self.tokenizer = parts.bert_tokenizer(cfg.bert_path)
+        self.visual_encoder = parts.build_vit(cfg)
+        self.ln_vision = nn.LayerNorm(cfg.vit.embed_dim)
+        self.Qformer: QFormer = parts.build_qformer(cfg, self.tokenizer)
+        self.llm: LanguageModel | None = parts.build_llm(cfg, self.llm_kind) if self.llm_kind else None
+        self.setup_branches()
+        self.bases: dict[str, str] = {}  # part -> file that its frozen weights came from
+        self.load_parts()
+        self.setup_training()
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> Blip2Base:
+        model = cls(cfg)
+        model.load_checkpoint_from_config(cfg)
+        return model
+
+    @staticmethod
+    def modality_rows(cfg: DictConfig) -> dict[str, Any]:
+        """The modality table of a config as plain mappings."""
+        rows = OmegaConf.to_container(cfg.modalities, resolve=True)
+        assert isinstance(rows, dict)
+        return rows
+
+    # -- building -----------------------------------------------------------------------------------------------------------
+    def setup_branches(self) -> None:
+        """One branch per modality, and the heads that all share."""
+        cfg, width = self.cfg, self.Qformer.width
+        aligned = any(row.weight("itc") or row.weight("itm") for row in self.rows.values())
+        self.branches = nn.ModuleDict(
+            {
+                name: Branch(
+                    row,
+                    num_query=cfg.qformer.num_query_token,
+                    width=width,
+                    embed_dim=cfg.embed_dim if aligned else None,
+                    llm_width=self.llm.width if self.llm is not None else None,
+                    init_std=self.Qformer.config.initializer_range,
+                )
+                for name, row in self.rows.items()
+            }
+        )
+        self.text_proj = nn.Linear(width, cfg.embed_dim) if aligned else None
+        self.itm_head = nn.Linear(width, 2) if aligned else None
+        self.temp = nn.Parameter(torch.tensor(0.07)) if aligned else None
+
+    def load_parts(self) -> None:
+        """Weights of the parts that files of their own give: encoders, BERT under the Q-Former, the LLM."""
+        loaded = parts.load_vit(self.visual_encoder, self.cfg.vit.pretrained)
+        if loaded:
+            self.bases["visual_encoder"] = self.cfg.vit.pretrained
+            self._loaded |= {f"visual_encoder.{name}" for name in loaded}
+        self._loaded |= {f"Qformer.{name}" for name in parts.load_bert(self.Qformer, self.cfg.bert_path)}
+        if self.llm is not None and not self.llm.is_random:
+            self.bases["llm"] = parts.llm_source(self.cfg, self.llm_kind)
+            self._loaded |= {f"llm.{name}" for name, _ in self.llm.named_parameters()}
+
+    def setup_training(self) -> None:
+        """Freeze as published: the ViT when asked, the LLM always."""
+        if self.cfg.freeze_vit:
+            self.freeze(self.visual_encoder)
+        if self.llm is not None:
+            self.llm.requires_grad_(False)
+            if not self.cfg.llm_dropout:
+                self.lock_eval(self.llm)
+            if self.cfg.llm_grad_checkpoint:
+                self.llm.enable_checkpointing(self.router.checkpoint_contexts)
+
+    def freeze(self, module: nn.Module) -> None:
+        """No gradients, and eval mode for good."""
+        module.requires_grad_(False)
+        self.lock_eval(module)
+
+    # -- weights ------------------------------------------------------------------------------------------------------------
+    @property
+    def key_map(self) -> KeyMap:
+        return KeyMap(self.rows.values(), llm=self.llm_kind or "opt")
+
+    def load_checkpoint_from_config(self, cfg: DictConfig) -> None:
+        """`finetuned` when load_finetuned, else `pretrained` when load_pretrained."""
+        for kind in ("finetuned", "pretrained"):
+            if cfg[f"load_{kind}"]:
+                if cfg[kind] is None:
+                    raise ConfigError(f"model.load_{kind} is true, but model.{kind} names no file")
+                self.load_checkpoint(cfg[kind])
+                return
+
+    def load_checkpoint(self, path: str | Path | Mapping[str, Any]) -> LoadReport:
+        """Load a file, or a state already read, in our layout, RegionBLIP's or LAVIS BLIP-2's (recognised by its keys).
+
+        ValueError: unknown layout, other sizes. Returns a report; keys without a place are listed, not fatal.
+        """
+        content = load_checkpoint_file(path) if isinstance(path, str | Path) else path
+        state = content.get("model", content)
+        layout, renamed = self.key_map.rename(state)
+        report = load_into(self, renamed, layout=layout, explain=self.explain_missing())
+        if not report.loaded:
+            raise ValueError(f"nothing in {path if isinstance(path, str | Path) else 'the state'} fits this model: {report}")
+        self._loaded |= set(report.loaded)
+        logger.info("%s: %s", path if isinstance(path, str | Path) else "state", report)
+        return report
+
+    def explain_missing(self) -> dict[str, str]:
+        """Why a checkpoint may lack keys, by prefix."""
+        return {
+            "visual_encoder.": "of the ViT, which has a file of its own",
+            "llm.": "of the LLM, which has a folder of its own",
+            "Qformer.": "of the Q-Former, kept from bert_path",
+        }
+
+    def random_parts(self) -> list[str]:
+        random = set()
+        tops: dict[str, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in self.named_parameters():
+            if ".lora_" not in name:
+                tops.setdefault(".".join(name.split(".")[: 2 if name.startswith("branches.") else 1]), []).append(
+                    (name, parameter)
+                )
+        for top, named in tops.items():
+            unloaded_frozen = [name for name, p in named if not p.requires_grad and name not in self._loaded]
+            base_from_nowhere = top.startswith(("Qformer", "visual_encoder")) and not any(n in self._loaded for n, _ in named)
+            if unloaded_frozen or base_from_nowhere:
+                random.add(top)
+        return sorted(random)
+
+    def frozen_bases(self) -> dict[str, dict[str, str]]:
+        return {part: {"path": str(path), "sha256": parts.source_hash(path)} for part, path in self.bases.items()}
+
+    # -- the one path ---------------------------------------------------------------------------------------------------------
+    def row_of(self, samples: Mapping[str, Any]) -> Modality:
+        """The row of a batch: `modality`, or the published `task_name`; a model with one row needs neither."""
+        name = samples.get("modality") or samples.get("task_name")
+        if name is None and len(self.rows) == 1:
+            return next(iter(self.rows.values()))
+        if isinstance(name, list | tuple):
+            if len(set(name)) != 1:
+                raise ValueError(f"a batch holds one modality, got {sorted(set(name))}")
+            name = name[0]
+        if name is None or modality_of(name) not in self.rows:
+            raise ValueError(f"samples['modality'] is {name!r}; this model knows {', '.join(self.rows)}")
+        return self.rows[modality_of(name)]
+
+    def encode(self, samples: Mapping[str, Any], row: Modality) -> EncoderTokens:
+        """Encoder tokens of a batch [I, T, C]; each image is encoded once however many rows read it."""
+        image = samples.get("image")
+        if image is None:
+            raise ValueError(f"modality {row.name!r} needs samples['image']")
+        dtype = self.visual_encoder.patch_embed.proj.weight.dtype
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.freeze_vit):
+            tokens = self.visual_encoder(image.to(self.device, dtype))
+        with torch.autocast(tokens.device.type, enabled=False):  # ln_vision computes in float32
+            embeds = self.ln_vision(tokens.float())
+        index = samples.get("image_index")
+        return EncoderTokens(embeds, None if index is None else index.to(self.device))
+
+    def queries(self, samples: Mapping[str, Any], row: Modality, rows: int) -> Tensor:
+        """Query embeddings of a batch [B, Q, D], with the region's position where the row has one."""
+        position = self.position(samples, row)
+        if position is not None and len(position) != rows:
+            raise ValueError(f"{len(position)} regions for {rows} rows; give image_index when regions share images")
+        return self.branches[row.name].queries(rows, position, use_position=not self.cfg.ablation_no_posembed)
+
+    def position(self, samples: Mapping[str, Any], row: Modality) -> Tensor | None:
+        """The region positions of a batch on the model's device; None for a row without regions. ValueError when absent or bad."""
+        region = self.branches[row.name].region
+        if region is None:
+            return None
+        if samples.get(region.key) is None:
+            raise ValueError(f"modality {row.name!r} needs samples[{region.key!r}]")
+        region.check(samples[region.key])
+        return samples[region.key].to(self.device)
+
+    def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Q-Former ids and mask [B, L], cut to max_txt_len and padded to the longest."""
+        out = self.tokenizer(texts, padding="longest", truncation=True, max_length=self.cfg.max_txt_len, return_tensors="pt")
+        return out.input_ids.to(self.device), out.attention_mask.to(self.device)
+
+    def qformer_of(self, row: Modality) -> QFormer:
+        """The Q-Former that serves a row."""
+        return getattr(self, row.qformer)
+
+    def forward(self, samples: Mapping[str, Any]) -> Losses:
+        """Losses of a batch; those that do not apply to its modality are zero. Weights of the row are included."""
+        row = self.row_of(samples)
+        if samples.get("text_input") is None:
+            raise ValueError("training needs samples['text_input'], a list of texts")
+        with self.router.route(row.name):
+            tokens = self.encode(samples, row)
+            queries = self.queries(samples, row, tokens.rows)
+            hidden, cache = self.qformer_of(row).query_pass(queries, tokens)
+            found = self._losses(samples, row, tokens, hidden, cache)
+        zero = torch.zeros((), device=self.device)
+        weighted = {name: found[name] * row.weight(name) if name in found else zero for name in LOSS_NAMES}
+        total = torch.stack([weighted[name] for name in found]).sum() if found else zero
+        return Losses(loss=total, **{f"loss_{name}": value for name, value in weighted.items()})
+
+    def _losses(
+        self,
+        samples: Mapping[str, Any],
+        row: Modality,
+        tokens: EncoderTokens,
+        hidden: Tensor,
+        cache: list[KeyValue],
+    ) -> dict[str, Tensor]:
+        """Unweighted losses of the row, in the order of LOSS_NAMES."""
+        texts, branch = list(samples["text_input"]), self.branches[row.name]
+        if len(texts) != tokens.rows:
+            raise ValueError(f"{len(texts)} texts for {tokens.rows} rows")
+        found: dict[str, Tensor] = {}
+        if row.weight("itc") or row.weight("itm") or row.weight("lm"):
+            ids, mask = self.tokenize(texts)
+        if row.weight("itc") or row.weight("itm"):
+            sim_i2t, sim_t2i = self.similarities(row, hidden, ids, mask)
+            if row.weight("itc"):
+                found["itc"] = losses.contrastive(sim_i2t, sim_t2i, self.temp, self.soft_targets(samples))
+            if row.weight("itm"):
+                found["itm"] = self.itm_loss(row, sim_i2t.detach() / self.temp.detach(), tokens, ids, mask)
+        if row.weight("lm"):
+            found["lm"] = self.lm_loss(row, ids, mask, cache)
+        if row.weight("llm"):
+            prompts = [row.prompt] * len(texts)
+            found["llm"] = global_mean(self.llm.loss(branch.llm_proj(hidden), prompts=prompts, targets=texts))
+        if row.weight("reg") and branch.region is not None:
+            found["reg"] = branch.region.loss(hidden, self.position(samples, row))
+        return found
+
+    # -- the losses of stage 1 ---------------------------------------------------------------------------------------------
+    def text_features(self, row: Modality, ids: Tensor, mask: Tensor) -> Tensor:
+        """Normalised sentence features [B, E] by the text pass of the row's Q-Former."""
+        return F.normalize(self.text_proj(self.qformer_of(row).text_pass(ids, mask)[:, 0]), dim=-1)
+
+    def similarities(self, row: Modality, hidden: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of all visual rows with all texts and of all texts with all visual rows, each [B_all, B_all].
+
+        Published: what a row is compared with gets no gradient (`itc_gather_grad: false`), its own side does. Either way the
+        update does not depend on the number of processes.
+        """
+        visual = F.normalize(self.branches[row.name].itc_proj(hidden), dim=-1)
+        text = self.text_features(row, ids, mask)
+        visual_all, text_all = dist_utils.gather_with_grad(visual), dist_utils.gather_with_grad(text)
+        if self.cfg.itc_gather_grad:
+            sim = losses.query_text_similarity(visual_all, text_all)
+            return sim, sim.t()
+        return (
+            losses.query_text_similarity(visual_all, text_all.detach()),
+            losses.query_text_similarity(visual_all.detach(), text_all).t(),
+        )
+
+    def soft_targets(self, samples: Mapping[str, Any]) -> Tensor | None:
+        """LAVIS' soft ITC targets for texts of one image, when the config asks for them."""
+        if not self.cfg.soft_targets or samples.get("image_id") is None:
+            return None
+        ids = [key for part in dist_utils.all_gather_objects(list(map(str, samples["image_id"]))) for key in part]
+        number = {key: i for i, key in enumerate(dict.fromkeys(ids))}
+        return losses.soft_targets_from_ids(torch.tensor([number[key] for key in ids], device=self.device))
+
+    def itm_loss(self, row: Modality, logits: Tensor, tokens: EncoderTokens, ids: Tensor, mask: Tensor) -> Tensor:
+        """ITM on (text, image), (text, hard negative image), (hard negative text, image); logits [B_all, B_all] image x text.
+
+        Zero for a global batch of one, which has no negative.
+        """
+        rows, device = len(ids), ids.device
+        if len(logits) == 1:
+            return torch.zeros((), device=device)
+        with shared_rng(), torch.no_grad():
+            image_for_text = losses.draw_negatives(losses.negative_weights(logits.t(), floor=self.cfg.itm_floor))
+            text_for_image = losses.draw_negatives(losses.negative_weights(logits, floor=self.cfg.itm_floor))
+        owner = dist_utils.gather_with_grad(torch.full((rows,), float(dist_utils.get_rank()), device=device))
+        own = (owner == dist_utils.get_rank()).nonzero().squeeze(1)
+        ids_all, mask_all = (self._gather_padded(t) for t in (ids, mask))
+        tokens_all = self._gather_tokens(tokens)
+        other_text = text_for_image[own]
+        pairs = tokens_all.select(torch.cat([own, image_for_text[own], own]))
+        joint_ids = torch.cat([ids_all[own], ids_all[own], ids_all[other_text]])
+        joint_mask = torch.cat([mask_all[own], mask_all[own], mask_all[other_text]])
+        queries = self.branches[row.name].query_tokens.expand(3 * rows, -1, -1)
+        hidden = self.qformer_of(row).joint_pass(queries, joint_ids, joint_mask, pairs)
+        return losses.matching(self.itm_head(hidden[:, : queries.shape[1]]).mean(dim=1), rows)
+
+    def _gather_padded(self, ids: Tensor) -> Tensor:
+        """Token ids or masks of all processes [B_all, L], padded with 0 to max_txt_len where processes differ."""
+        if dist_utils.get_world_size() == 1:
+            return ids
+        padded = F.pad(ids, (0, self.cfg.max_txt_len - ids.shape[1]))
+        return dist_utils.gather_with_grad(padded.float()).long()
+
+    def _gather_tokens(self, tokens: EncoderTokens) -> EncoderTokens:
+        if dist_utils.get_world_size() == 1:
+            return tokens
+        return EncoderTokens(dist_utils.gather_with_grad(tokens.per_row(tokens.embeds)))
+
+    def lm_loss(self, row: Modality, ids: Tensor, mask: Tensor, cache: list[KeyValue]) -> Tensor:
+        """ITG: the text behind the cached queries, `[DEC]` in place of `[CLS]`, labels smoothed by 0.1."""
+        qformer = self.qformer_of(row)
+        decoder_ids = ids.clone()
+        decoder_ids[:, 0] = self.tokenizer.bos_token_id
+        labels = decoder_ids.masked_fill(mask == 0, losses.IGNORE)
+        logits = qformer.lm_logits(qformer.lm_pass(decoder_ids, mask, cache)[:, :-1])
+        return global_mean(losses.token_cross_entropy(logits, labels[:, 1:], label_smoothing=losses.LABEL_SMOOTHING))
+
+
+def global_mean(loss: losses.TokenLoss) -> Tensor:
+    """A token loss over the token count of all processes, scaled so that averaging over processes gives the global mean."""
+    count = dist_utils.all_reduce_sum(loss.count.clone())
+    return loss.total * dist_utils.get_world_size() / count.clamp(min=1)
+
+
+@registry.register_model("blip2")
+class Blip2Qformer(Blip2Base):
+    """BLIP-2 stage 1: the Q-Former learns from ITC, ITM and ITG."""
+
+    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain": "configs/models/blip2.yaml"}
+
+
+@registry.register_model("blip2_opt")
+class Blip2OPT(Blip2Base):
+    """BLIP-2 stage 2 with a frozen causal LLM."""
+
+    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_opt2.7b": "configs/models/blip2_opt.yaml"}
+    llm_kind = "opt"
+
+
+@registry.register_model("blip2_t5")
+class Blip2T5(Blip2Base):
+    """BLIP-2 stage 2 with a frozen T5."""
+
+    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_flant5xl": "configs/models/blip2_t5.yaml"}
+    llm_kind = "t5"

@@ -1,0 +1,203 @@
+"""What a trained model is asked for: captions, answers, features, and the captions of boxes on one picture.
+
+Mixed into `Blip2Base`; everything here runs the same encode and query pass as training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lavis.datasets.geometry import pixel_boxes_to_normalised
+from lavis.models.language import Decoding
+from lavis.models.language.beam import decode
+from lavis.models.outputs import BlipOutputFeatures
+from lavis.models.qformer import EncoderTokens
+from lavis.processors import load_processor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lavis.models.modality import Modality
+
+logger = logging.getLogger(__name__)
+
+FEATURE_MODES = ("multimodal", "image", "text")
+
+
+class Captioner:
+    """Inference half of `Blip2Base`."""
+
+    ignores_prompts = False  # True: samples["prompt"] has no effect (published RegionBLIP with T5)
+
+    def visual_hidden(self: Any, samples: Mapping[str, Any], row: Modality) -> tuple[Tensor, EncoderTokens, Tensor]:
+        """Query outputs [B, Q, D], the encoder tokens and the query embeddings of a batch."""
+        tokens = self.encode(samples, row)
+        queries = self.queries(samples, row, tokens.rows)
+        hidden, _ = self.qformer_of(row).query_pass(queries, tokens)
+        return hidden, tokens, queries
+
+    @torch.no_grad()
+    def generate(
+        self: Any,
+        samples: Mapping[str, Any],
+        use_nucleus_sampling: bool = False,
+        num_beams: int = 5,
+        max_length: int = 30,
+        min_length: int = 1,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+        length_penalty: float = 1.0,
+        num_captions: int = 1,
+        temperature: float = 1.0,
+    ) -> list[str]:
+        """Captions of a batch: B * num_captions texts.
+
+        samples: what the modality needs (image and, for regions, box; `image_index` when regions share images), optionally
+        `prompt`, one string or one per row. Lengths have the published meaning: the start token counts, so 30 is 29 new tokens
+        of a causal LLM (and 30 of T5).
+        """
+        decoding = Decoding(
+            num_beams=num_beams, max_length=max_length, min_length=min_length, length_penalty=length_penalty,
+            repetition_penalty=repetition_penalty, use_nucleus_sampling=use_nucleus_sampling, top_p=top_p,
+            temperature=temperature, num_captions=num_captions,
+        )  # fmt: skip
+        row = self.row_of(samples)
+        with self.router.route(row.name):
+            if self.llm is None:
+                return self._generate_by_qformer(samples, row, decoding)
+            hidden, _, _ = self.visual_hidden(samples, row)
+            prefix = self.branches[row.name].llm_proj(hidden)
+            prompts = self._prompts(samples, row, len(prefix))
+            return self.llm.generate(prefix, prompts=prompts, decoding=decoding)
+
+    def _prompts(self: Any, samples: Mapping[str, Any], row: Modality, rows: int) -> list[str]:
+        """The prompt of every row: from the samples, else from the config, else the row's own."""
+        prompt = samples.get("prompt")
+        if prompt is None or self.ignores_prompts:
+            prompt = self.cfg.prompt or row.prompt
+        prompts = [prompt] * rows if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != rows:
+            raise ValueError(f"{len(prompts)} prompts for {rows} rows")
+        return prompts
+
+    def _generate_by_qformer(self: Any, samples: Mapping[str, Any], row: Modality, decoding: Decoding) -> list[str]:
+        """Stage 1 has no LLM: the Q-Former writes the caption itself, from `[DEC]` to `[SEP]`."""
+        qformer, tokenizer = self.qformer_of(row), self.tokenizer
+        tokens = self.encode(samples, row)
+        _, cache = qformer.query_pass(self.queries(samples, row, tokens.rows), tokens)
+        copies = decoding.num_captions if decoding.use_nucleus_sampling else decoding.num_beams
+        past = [type(kv)(*(t.repeat_interleave(copies, dim=0) for t in kv)) for kv in cache]
+
+        def step(ids: Tensor, origin: Tensor | None) -> Tensor:
+            return qformer.lm_logits(qformer.lm_pass(ids, torch.ones_like(ids), past)[:, -1])
+
+        decoded = decode(
+            step, rows=tokens.rows, start=tokenizer.bos_token_id, eos=[tokenizer.sep_token_id], pad=tokenizer.pad_token_id,
+            max_length=decoding.max_length, decoding=decoding, device=self.device,
+        )  # fmt: skip
+        return tokenizer.batch_decode(decoded.sequences, skip_special_tokens=True)
+
+    @torch.no_grad()
+    def predict_answers(
+        self: Any,
+        samples: Mapping[str, Any],
+        num_beams: int = 5,
+        inference_method: str = "generate",
+        max_len: int = 10,
+        min_len: int = 1,
+        num_ans_candidates: int = 128,
+        answer_list: Sequence[str] | None = None,
+        prompt: str = "",
+        length_penalty: float | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Answers to samples["text_input"], one per row; `prompt` is a format for the question ("Question: {} Short answer:").
+
+        length_penalty defaults to the published 0 for causal models and -1 for T5. Only `inference_method` "generate" is known;
+        num_ans_candidates and answer_list belong to ranking and are accepted for LAVIS' sake.
+        """
+        if inference_method != "generate":
+            raise ValueError(f"inference_method {inference_method!r} is unknown; accepted: generate")
+        if self.llm is None:
+            raise ValueError("answers need a language model; this arch has none")
+        questions = samples["text_input"]
+        questions = [questions] if isinstance(questions, str) else list(questions)
+        prompts = [prompt.format(question) if prompt else question for question in questions]
+        decoding = Decoding(
+            num_beams=num_beams, max_new_tokens=max_len, min_length=min_len,
+            length_penalty=self.llm.answer_length_penalty if length_penalty is None else length_penalty,
+        )  # fmt: skip
+        row = self.row_of(samples)
+        with self.router.route(row.name):
+            hidden, _, _ = self.visual_hidden(samples, row)
+            return self.llm.generate(self.branches[row.name].llm_proj(hidden), prompts=prompts, decoding=decoding)
+
+    @torch.no_grad()
+    def extract_features(self: Any, samples: Mapping[str, Any], mode: str = "multimodal") -> BlipOutputFeatures:
+        """Features of a batch; see `BlipOutputFeatures` for shapes. mode: "multimodal", "image" (the visual side), "text"."""
+        if mode not in FEATURE_MODES:
+            raise ValueError(f"mode {mode!r} is unknown; accepted: {', '.join(FEATURE_MODES)}")
+        row = self.row_of(samples)
+        qformer = self.qformer_of(row)
+        out = BlipOutputFeatures()
+        with self.router.route(row.name):
+            if mode != "image":
+                if samples.get("text_input") is None:
+                    raise ValueError(f"mode {mode!r} needs samples['text_input']")
+                ids, mask = self.tokenize(list(samples["text_input"]))
+            if mode == "text":
+                out.text_embeds = qformer.text_pass(ids, mask)
+                if self.text_proj is not None:
+                    out.text_embeds_proj = F.normalize(self.text_proj(out.text_embeds), dim=-1)
+                return out
+            hidden, tokens, queries = self.visual_hidden(samples, row)
+            if mode == "image":
+                out.image_embeds = hidden
+                if self.branches[row.name].itc_proj is not None:
+                    out.image_embeds_proj = F.normalize(self.branches[row.name].itc_proj(hidden), dim=-1)
+                return out
+            out.multimodal_embeds = qformer.joint_pass(queries, ids, mask, tokens)[:, : queries.shape[1]]
+            return out
+
+    def describe(
+        self: Any,
+        image: Image,
+        boxes: Sequence[Sequence[float]] | None = None,
+        *,
+        modality: str | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Captions of pixel boxes [[x1, y1, x2, y2], ...] on a PIL image, with one encoder pass; without boxes, of the whole image.
+
+        `kwargs` are those of `generate`. ValueError for a box with no area inside the image. The model is left in its mode.
+        """
+        processor = load_processor("blip_image_eval", {"image_size": self.cfg.vit.img_size})
+        samples: dict[str, Any] = {"image": processor(image.convert("RGB")).unsqueeze(0)}
+        if boxes is None:
+            samples["modality"] = modality or self.modality_with_region(None)
+        else:
+            if len(boxes) == 0:
+                return []
+            normalised = pixel_boxes_to_normalised(boxes, *image.size)
+            samples["modality"] = modality or self.modality_with_region("box")
+            samples["box"] = torch.as_tensor(normalised, dtype=torch.float32)
+            samples["image_index"] = torch.zeros(len(boxes), dtype=torch.long)
+        was_training = self.training
+        self.eval()
+        try:
+            return self.generate(samples, **kwargs)
+        finally:
+            self.train(was_training)
+
+    def modality_with_region(self: Any, kind: str | None) -> str:
+        """The first modality on images whose region kind is `kind`; ValueError when the model has none."""
+        for row in self.rows.values():
+            if row.encoder == "image" and row.region == kind:
+                return row.name
+        raise ValueError(f"this model has no image modality with region kind {kind!r}; it knows {', '.join(self.rows)}")

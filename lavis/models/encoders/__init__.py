@@ -1,0 +1,1 @@
+"""Frozen encoders: pictures or clouds in, tokens out."""

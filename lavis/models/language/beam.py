@@ -1,0 +1,206 @@
+"""Decoding with the published meaning of lengths and scores.
+
+RegionBLIP's captions come from Hugging Face transformers 4.31, in which generation from embeddings starts with a dummy
+token that counts in `max_length`, `min_length` and the length normaliser. Later versions dropped it and changed beam
+search, so the rules of 4.31 are stated here; only the logits processors come from transformers.
+
+Score of a finished beam: sum of log-probabilities / length ** length_penalty, the start token counted, the end token not.
+Each step looks at 2 * num_beams candidates; an end token among the first num_beams closes a beam, at a lower rank it is
+dropped. A row is done when its worst kept beam is at least best candidate / (length + 1) ** length_penalty.
+
+Shapes: B rows, K beams, V vocabulary, L tokens so far (start token included).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from lavis.models.language.base import Decoding
+
+START_SCORE = -1e9
+
+# step(tokens [B*K, L], rows [B*K] into the previous step's rows, or None at the first step) -> next-token logits [B*K, V]
+Step = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@dataclass
+class Decoded:
+    """Sequences [N, L'] (start token first, padded) and, for beam search, their scores [N]."""
+
+    sequences: Tensor
+    scores: Tensor | None = None
+
+
+@dataclass
+class _Finished:
+    """The best closed beams of one row."""
+
+    size: int
+    length_penalty: float
+    beams: list[tuple[float, Tensor]] = field(default_factory=list)
+
+    def add(self, tokens: Tensor, log_prob: float) -> None:
+        self.beams.append((log_prob / len(tokens) ** self.length_penalty, tokens))
+        self.beams.sort(key=lambda beam: -beam[0])
+        del self.beams[self.size :]
+
+    def done(self, best_candidate: float, length: int) -> bool:
+        full = len(self.beams) == self.size
+        return full and self.beams[-1][0] >= best_candidate / length**self.length_penalty
+
+
+def processors(decoding: Decoding, eos: list[int]) -> LogitsProcessorList:
+    """The logits processors that a decoding asks for."""
+    chain = LogitsProcessorList()
+    if decoding.repetition_penalty != 1.0:
+        chain.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
+    if decoding.min_length > 0:
+        chain.append(MinLengthLogitsProcessor(decoding.min_length, eos))
+    if decoding.use_nucleus_sampling:
+        if decoding.temperature != 1.0:
+            chain.append(TemperatureLogitsWarper(decoding.temperature))
+        if decoding.top_p < 1.0:
+            chain.append(TopPLogitsWarper(decoding.top_p))
+    return chain
+
+
+def decode(
+    step: Step,
+    *,
+    rows: int,
+    start: int,
+    eos: list[int],
+    pad: int,
+    max_length: int,
+    decoding: Decoding,
+    device: torch.device,
+) -> Decoded:
+    """Decode `rows` rows with beams, greedily (one beam) or by nucleus sampling; `max_length` counts the start token."""
+    chain = processors(decoding, eos)
+    if decoding.use_nucleus_sampling or decoding.num_beams == 1:
+        tokens = torch.full((rows * decoding.num_captions, 1), start, device=device)
+        return _sample(step, tokens, eos, pad, max_length, chain, greedy=not decoding.use_nucleus_sampling)
+    tokens = torch.full((rows * decoding.num_beams, 1), start, device=device)
+    return _beam_search(step, tokens, rows, eos, pad, max_length, chain, decoding)
+
+
+def _sample(
+    step: Step,
+    tokens: Tensor,
+    eos: list[int],
+    pad: int,
+    max_length: int,
+    chain: LogitsProcessorList,
+    *,
+    greedy: bool,
+) -> Decoded:
+    ends = torch.tensor(eos, device=tokens.device)
+    open_rows = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+    while tokens.shape[1] < max_length and bool(open_rows.any()):
+        logits = chain(tokens, step(tokens, None).float())
+        picked = logits.argmax(-1) if greedy else torch.multinomial(F.softmax(logits, dim=-1), 1).squeeze(1)
+        picked = torch.where(open_rows, picked, pad)
+        tokens = torch.cat([tokens, picked[:, None]], dim=1)
+        open_rows &= ~torch.isin(picked, ends)
+    return Decoded(tokens)
+
+
+def _beam_search(
+    step: Step,
+    tokens: Tensor,
+    rows: int,
+    eos: list[int],
+    pad: int,
+    max_length: int,
+    chain: LogitsProcessorList,
+    decoding: Decoding,
+) -> Decoded:
+    beams, device = decoding.num_beams, tokens.device
+    finished = [_Finished(beams, decoding.length_penalty) for _ in range(rows)]
+    done = [False] * rows
+    scores = torch.full((rows, beams), START_SCORE, device=device)
+    scores[:, 0] = 0.0
+    origin: Tensor | None = None
+    while tokens.shape[1] < max_length and not all(done):
+        log_probs = chain(tokens, F.log_softmax(step(tokens, origin).float(), dim=-1))
+        vocabulary = log_probs.shape[-1]
+        candidates = (log_probs + scores.view(-1, 1)).view(rows, beams * vocabulary)
+        top = candidates.topk(max(2, 1 + len(eos)) * beams, dim=1)
+        chosen = _advance(top.values.cpu(), top.indices.cpu(), vocabulary, tokens, finished, done, eos, pad, beams)
+        scores = torch.tensor(chosen.scores, device=device).view(rows, beams)
+        origin = torch.tensor(chosen.origins, device=device)
+        tokens = torch.cat([tokens[origin], torch.tensor(chosen.tokens, device=device)[:, None]], dim=1)
+    for row, kept in enumerate(finished):
+        if not done[row]:
+            for beam in range(beams):
+                kept.add(tokens[row * beams + beam], float(scores[row, beam]))
+    best = [beam for kept in finished for beam in kept.beams[: decoding.num_captions]]
+    return _pack(best, eos[0], pad, max_length, device)
+
+
+@dataclass
+class _Chosen:
+    """The running beams of all rows after a step: flat lists of B * K."""
+
+    scores: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
+
+
+def _advance(
+    values: Tensor,
+    indices: Tensor,
+    vocabulary: int,
+    tokens: Tensor,
+    finished: list[_Finished],
+    done: list[bool],
+    eos: list[int],
+    pad: int,
+    beams: int,
+) -> _Chosen:
+    """Close the beams that end, keep the best K others of every row."""
+    chosen = _Chosen()
+    for row, (row_values, row_indices) in enumerate(zip(values.tolist(), indices.tolist(), strict=True)):
+        if done[row]:
+            chosen.scores += [0.0] * beams
+            chosen.tokens += [pad] * beams
+            chosen.origins += [row * beams] * beams
+            continue
+        running = 0
+        for rank, (value, index) in enumerate(zip(row_values, row_indices, strict=True)):
+            origin, token = row * beams + index // vocabulary, index % vocabulary
+            if token in eos:
+                if rank < beams:
+                    finished[row].add(tokens[origin], value)
+                continue
+            chosen.scores.append(value)
+            chosen.tokens.append(token)
+            chosen.origins.append(origin)
+            running += 1
+            if running == beams:
+                break
+        done[row] = finished[row].done(max(row_values), tokens.shape[1] + 1)
+    return chosen
+
+
+def _pack(best: list[tuple[float, Tensor]], eos: int, pad: int, max_length: int, device: torch.device) -> Decoded:
+    """Pad the winners to one length; an end token closes each that is shorter than max_length."""
+    longest = min(max(len(tokens) for _, tokens in best) + 1, max_length)
+    sequences = torch.full((len(best), longest), pad, device=device)
+    for i, (_, tokens) in enumerate(best):
+        sequences[i, : len(tokens)] = tokens
+        if len(tokens) < longest:
+            sequences[i, len(tokens)] = eos
+    return Decoded(sequences, torch.tensor([score for score, _ in best], device=device))

@@ -1,0 +1,110 @@
+"""T5 and Flan-T5 behind soft prompts.
+
+    encoder input = [prefix, prompt </s>]        decoder target = text </s>
+
+As published, the feed-forward activation is the exact GELU instead of the tanh form that the config names; the gate stays.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from lavis.models.language import beam
+from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
+from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
+
+
+class Seq2SeqLM(LanguageModel):
+    """T5 models, unmodified but for the activation named in their config."""
+
+    lora_targets = r"q|v"
+    answer_length_penalty = -1.0
+
+    def __init__(self, source: str, *, max_txt_len: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        if dtype == torch.float16:
+            raise ValueError("T5 overflows in float16: set t5_precision to bfloat16 or float32")
+        self.model, self.is_random = load_hf_model(AutoModelForSeq2SeqLM, source, dtype=dtype, overrides={"dense_act_fn": "gelu"})
+        self.tokenizer = load_tokenizer(source)
+        self.max_txt_len = max_txt_len
+
+    def tokenize(self, texts: list[str], *, truncate: bool = True) -> tuple[Tensor, Tensor]:
+        """ids and mask [B, L], padded on the right; `</s>` is kept when a text is cut to max_txt_len."""
+        limits = {"truncation": True, "max_length": self.max_txt_len} if truncate else {}
+        out = self.tokenizer(texts, padding="longest", return_tensors="pt", **limits).to(self.model.device)
+        return out.input_ids, out.attention_mask
+
+    def _encoder_input(self, prefix: Tensor, prompts: list[str], *, truncate: bool) -> tuple[Tensor, Tensor]:
+        ids, mask = self.tokenize(prompts, truncate=truncate)
+        embeds = torch.cat([prefix.to(self.dtype), self.embed(ids)], dim=1)
+        return embeds, torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
+
+    def loss(self, prefix: Tensor, *, prompts: list[str], targets: list[str]) -> TokenLoss:
+        embeds, seen = self._encoder_input(prefix, prompts, truncate=True)
+        ids, mask = self.tokenize(targets)
+        labels = ids.masked_fill(mask == 0, IGNORE)
+        start = torch.full_like(ids[:, :1], self.model.config.decoder_start_token_id)
+        logits = self.model(
+            inputs_embeds=embeds,
+            attention_mask=seen,
+            decoder_input_ids=torch.cat([start, ids[:, :-1]], dim=1),
+            decoder_attention_mask=mask,
+            use_cache=False,
+        ).logits
+        return token_cross_entropy(logits, labels)
+
+    def generate(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> list[str]:
+        """Texts behind prefix and prompts; not stripped, as published."""
+        decoded = self.decode(prefix, prompts=prompts, decoding=decoding)
+        return self.tokenizer.batch_decode(decoded.sequences[:, 1:], skip_special_tokens=True)
+
+    @torch.no_grad()
+    def decode(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> beam.Decoded:
+        """As `generate`, but token sequences (the decoder's start token first) and scores."""
+        embeds, seen = self._encoder_input(prefix, prompts, truncate=False)
+        copies = decoding.num_captions if decoding.use_nucleus_sampling else decoding.num_beams
+        new_tokens = decoding.max_length if decoding.max_new_tokens is None else decoding.max_new_tokens
+        return beam.decode(
+            _CachedStep(self, embeds, seen, copies),
+            rows=len(prefix),
+            start=self.model.config.decoder_start_token_id,
+            eos=[self.model.config.eos_token_id],
+            pad=self.tokenizer.pad_token_id,
+            max_length=new_tokens + 1,
+            decoding=decoding,
+            device=prefix.device,
+        )
+
+
+class _CachedStep:
+    """One decoder step with self- and cross-attention caches; the encoder runs once per row."""
+
+    def __init__(self, lm: Seq2SeqLM, embeds: Tensor, mask: Tensor, copies: int) -> None:
+        self.lm, self.mask, self.copies = lm, mask, copies
+        self.hidden = lm.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def __call__(self, tokens: Tensor, origin: Tensor | None) -> Tensor:
+        if tokens.shape[1] == 1:
+            logits = self._forward(tokens[:: self.copies])
+            if self.copies > 1:
+                self.cache.batch_repeat_interleave(self.copies)
+                self.mask = self.mask.repeat_interleave(self.copies, dim=0)
+                self.hidden = self.hidden.repeat_interleave(self.copies, dim=0)
+            return logits.repeat_interleave(self.copies, dim=0)
+        if origin is not None:
+            self.cache.reorder_cache(origin)
+        return self._forward(tokens[:, -1:])
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        out = self.lm.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self.hidden),
+            attention_mask=self.mask,
+            decoder_input_ids=tokens,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return out.logits[:, -1]

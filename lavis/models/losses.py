@@ -1,0 +1,79 @@
+"""The losses of BLIP-2 and RegionBLIP as pure functions of tensors.
+
+Gathering over processes, weights and their sum are the caller's (`blip2.py`).
+
+Shapes: B rows of the (global) batch, Q queries, E similarity width, S positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+LABEL_SMOOTHING = 0.1  # of ITC and of the Q-Former's LM, as published
+
+
+class TokenLoss(NamedTuple):
+    """A loss over tokens before it is divided: the sum and the number of tokens that it sums."""
+
+    total: Tensor
+    count: Tensor
+
+
+def token_cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> TokenLoss:
+    """Summed cross entropy of logits [B, S, V] at labels [B, S] (`IGNORE` is left out), in float32."""
+    keep = labels != IGNORE
+    total = F.cross_entropy(logits[keep].float(), labels[keep], reduction="sum", label_smoothing=label_smoothing)
+    return TokenLoss(total, keep.sum())
+
+
+def query_text_similarity(queries: Tensor, texts: Tensor) -> Tensor:
+    """Cosine of every picture's best query with every text: [B, Q, E] and [B', E], both normalised -> [B, B']."""
+    return torch.einsum("bqe,te->btq", queries, texts).max(dim=-1).values
+
+
+def contrastive(sim_i2t: Tensor, sim_t2i: Tensor, temperature: Tensor, targets: Tensor | None = None) -> Tensor:
+    """ITC: cross entropy of similarity / temperature in both directions, averaged.
+
+    sim_i2t [B, B] has a row per picture, sim_t2i [B, B] a row per text. `targets` [B, B] are soft targets (rows sum to 1);
+    without them each row's own column counts and labels are smoothed by 0.1.
+    """
+    if targets is None:
+        own = torch.arange(len(sim_i2t), device=sim_i2t.device)
+        parts = [F.cross_entropy(sim / temperature, own, label_smoothing=LABEL_SMOOTHING) for sim in (sim_i2t, sim_t2i)]
+    else:
+        parts = [-(F.log_softmax(sim / temperature, dim=1) * targets).sum(dim=1).mean() for sim in (sim_i2t, sim_t2i)]
+    return (parts[0] + parts[1]) / 2
+
+
+def soft_targets_from_ids(ids: Tensor) -> Tensor:
+    """LAVIS' soft targets for rows that share an image id [B] -> [B, B]: 0.9 spread over equal ids, 0.1 over all."""
+    same = (ids[:, None] == ids[None, :]).float()
+    return (1 - LABEL_SMOOTHING) * same / same.sum(dim=1, keepdim=True) + LABEL_SMOOTHING / len(ids)
+
+
+def negative_weights(logits: Tensor, *, floor: float, positives: Tensor | None = None) -> Tensor:
+    """Sampling weights of hard negatives from logits [B, B']: softmax + floor, zero at the positives [B, B'] (the diagonal).
+
+    RegionBLIP's floor is 1e-4; floor 0 masks before the softmax, as LAVIS does.
+    """
+    if positives is None:
+        positives = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+    if floor == 0:
+        return F.softmax(logits.masked_fill(positives, -10000.0), dim=1)
+    return (F.softmax(logits, dim=1) + floor).masked_fill(positives, 0.0)
+
+
+def draw_negatives(weights: Tensor) -> Tensor:
+    """One column per row of weights [B, B'], drawn row by row -> [B]."""
+    return torch.cat([torch.multinomial(row, 1) for row in weights])
+
+
+def matching(logits: Tensor, positives: int) -> Tensor:
+    """ITM: two-way cross entropy of logits [3B, 2]; the first `positives` rows match, the others do not."""
+    labels = (torch.arange(len(logits), device=logits.device) < positives).long()
+    return F.cross_entropy(logits, labels)

@@ -1,0 +1,121 @@
+"""Low-rank adapters per modality, put onto any model from outside.
+
+A frozen Q-Former and a frozen LLM serve every modality; each modality owns one pair (A, B) in every adapted layer
+(RegionBLIP, arXiv 2308.02299; LoRA, arXiv 2106.09685). `inject_modality_lora` swaps the named `nn.Linear` layers in place and
+keeps their weight and bias under the same state-dict keys; a `ModalityRouter` says which pair is live.
+
+    y = x W^T + b + (alpha / rank) * x A_m^T B_m^T        for the live modality m
+
+Differs from the published code: the layers are not forked copies of Hugging Face files, and a layer that is called while no
+modality is live raises instead of silently using none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+
+import loralib
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ModalityRouter:
+    """Names the modality whose adapters are live. One router serves all adapted layers of a model.
+
+    The live modality is a plain attribute and not a context variable: backward of a checkpointed block runs in another thread
+    and must see it too (see `checkpoint_contexts`).
+    """
+
+    def __init__(self, modalities: Iterable[str]) -> None:
+        self.modalities = tuple(modalities)
+        self._live: str | None = None
+
+    @property
+    def live(self) -> str | None:
+        """The live modality, or None outside any route."""
+        return self._live
+
+    @contextlib.contextmanager
+    def route(self, modality: str) -> Iterator[None]:
+        """Make the adapters of `modality` live inside the block; routes nest."""
+        if modality not in self.modalities:
+            raise ValueError(f"unknown modality {modality!r}; this model adapts {', '.join(self.modalities)}")
+        before, self._live = self._live, modality
+        try:
+            yield
+        finally:
+            self._live = before
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """`context_fn` for `torch.utils.checkpoint(use_reentrant=False)`: recompute under the modality of the forward pass."""
+        live = self._live
+        recompute = self.route(live) if live is not None else contextlib.nullcontext()
+        return contextlib.nullcontext(), recompute
+
+
+class ModalityLinear(nn.Linear, loralib.LoRALayer):
+    """A linear layer with one LoRA pair per modality: `lora_A[m]` [rank, in], `lora_B[m]` [out, rank] (zero at first)."""
+
+    def __init__(self, linear: nn.Linear, router: ModalityRouter, *, rank: int, alpha: float) -> None:
+        nn.Module.__init__(self)  # the weights are adopted below, so nothing of nn.Linear is built
+        loralib.LoRALayer.__init__(self, r=rank, lora_alpha=alpha, lora_dropout=0.0, merge_weights=False)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.router = router
+        self.scaling = alpha / rank
+        device = linear.weight.device
+        self.lora_A = nn.ParameterDict()
+        self.lora_B = nn.ParameterDict()
+        for modality in router.modalities:
+            self.lora_A[modality] = nn.Parameter(torch.empty(rank, self.in_features, device=device))
+            self.lora_B[modality] = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+            nn.init.kaiming_uniform_(self.lora_A[modality], a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]; raises RuntimeError outside a route."""
+        modality = self.router.live
+        if modality is None:
+            raise RuntimeError("an adapted layer was called outside a route: wrap the call in `with router.route(modality):`")
+        y = F.linear(x, self.weight, self.bias)
+        a, b = self.lora_A[modality], self.lora_B[modality]
+        delta = F.linear(F.linear(x.to(a.dtype), a), b) * self.scaling
+        return y + delta.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.r}, modalities={list(self.router.modalities)}"
+
+
+def inject_modality_lora(
+    module: nn.Module, router: ModalityRouter, targets: str, *, rank: int = 8, alpha: float = 1.0
+) -> list[str]:
+    """Swap every `nn.Linear` of `module` whose own name fully matches the pattern `targets` for a `ModalityLinear`.
+
+    Weight and bias are adopted, not copied, so base keys and ties stay as they are. Returns the names of the swapped layers.
+    ValueError when nothing matches.
+    """
+    pattern = re.compile(targets)
+    swapped = []
+    for parent_name, parent in list(module.named_modules()):
+        for child_name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and pattern.fullmatch(child_name):
+                setattr(parent, child_name, ModalityLinear(child, router, rank=rank, alpha=alpha))
+                swapped.append(f"{parent_name}.{child_name}" if parent_name else child_name)
+    if not swapped:
+        names = sorted({name.rsplit(".", 1)[-1] for name, m in module.named_modules() if isinstance(m, nn.Linear)})
+        raise ValueError(f"no linear layer of {type(module).__name__} matches {targets!r}; its linear layers are {names}")
+    return swapped
+
+
+def adapter_parameters(module: nn.Module, modality: str) -> Iterator[nn.Parameter]:
+    """The adapter parameters of one modality below `module`."""
+    for layer in module.modules():
+        if isinstance(layer, ModalityLinear):
+            yield layer.lora_A[modality]
+            yield layer.lora_B[modality]
+
+
+CheckpointContexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]

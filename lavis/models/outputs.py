@@ -1,0 +1,22 @@
+"""Small result types of the models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class BlipOutputFeatures:
+    """LAVIS' feature output; only the fields of the mode that was asked for are set.
+
+    image_embeds [B, Q, D], image_embeds_proj [B, Q, E] normalised, text_embeds [B, L, D], text_embeds_proj [B, L, E] normalised
+    (index 0 is the sentence), multimodal_embeds [B, Q, D].  "image" means the visual side, whatever the modality.
+    """
+
+    image_embeds: Tensor | None = None
+    image_embeds_proj: Tensor | None = None
+    text_embeds: Tensor | None = None
+    text_embeds_proj: Tensor | None = None
+    multimodal_embeds: Tensor | None = None

@@ -1,0 +1,141 @@
+"""Builds and loads the parts of a BLIP-2 model from the config: ViT, Q-Former, LLM."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import BertConfig, BertTokenizer
+
+from lavis.common.checkpoint import file_hash, load_checkpoint_file
+from lavis.common.config import ConfigError
+from lavis.models.encoders.eva_vit import EvaViT, fit_eva_state_dict
+from lavis.models.language import CausalLM, LanguageModel, Seq2SeqLM
+from lavis.models.qformer import QFormer
+from lavis.models.weights import load_into
+
+PRECISIONS = {
+    "fp32": torch.float32, "float": torch.float32, "float32": torch.float32,
+    "fp16": torch.float16, "float16": torch.float16,
+    "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
+}  # fmt: skip
+
+
+def frozen_dtype(name: str, key: str) -> torch.dtype:
+    """The type for frozen weights that a config key asks for: float32 where there is no GPU. ConfigError on an unknown name."""
+    if name not in PRECISIONS:
+        raise ConfigError(f"{key} is {name!r}; accepted: {', '.join(PRECISIONS)}")
+    return PRECISIONS[name] if torch.cuda.is_available() else torch.float32
+
+
+def bert_tokenizer(bert_path: str) -> BertTokenizer:
+    """The Q-Former's tokenizer: BERT's, with `[DEC]` added as the token that starts generation."""
+    try:
+        tokenizer = BertTokenizer.from_pretrained(bert_path, local_files_only=True, truncation_side="right")
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"model.bert_path {bert_path!r} holds no BERT tokenizer: {error}") from error
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    return tokenizer
+
+
+def build_vit(cfg: DictConfig) -> EvaViT:
+    """The ViT that `model.vit` describes, with random weights."""
+    vit = cfg.vit
+    if vit.vit_model != "eva_clip_g":
+        raise ConfigError(f"model.vit.vit_model is {vit.vit_model!r}; accepted: eva_clip_g")
+    if not cfg.freeze_vit and frozen_dtype(vit.vit_precision, "model.vit.vit_precision") == torch.float16:
+        raise ConfigError("model.freeze_vit is false, but vit_precision is fp16: gradients of fp16 weights cannot be scaled")
+    model = EvaViT(
+        img_size=vit.img_size,
+        patch_size=vit.patch_size,
+        embed_dim=vit.embed_dim,
+        depth=vit.depth,
+        num_heads=vit.num_heads,
+        mlp_ratio=vit.mlp_ratio,
+        drop_path_rate=vit.drop_path_rate,
+        grad_checkpoint=vit.use_grad_checkpoint,
+    )
+    return model.to(frozen_dtype(vit.vit_precision, "model.vit.vit_precision"))
+
+
+def load_vit(vit: EvaViT, path: str | None) -> list[str]:
+    """Load a released EVA file into the ViT; returns the loaded names, none for a null path."""
+    if path is None:
+        return []
+    content = load_checkpoint_file(path)
+    state, _ = fit_eva_state_dict(content.get("model", content), vit)
+    report = load_into(vit, state, layout="eva")
+    if report.missing:
+        raise ValueError(f"{path} lacks {len(report.missing)} tensors of the ViT, the first: {next(iter(report.missing))}")
+    return report.loaded
+
+
+def build_qformer(cfg: DictConfig, tokenizer: BertTokenizer) -> QFormer:
+    """A Q-Former of the size in bert_path's config, its vocabulary counting `[DEC]`."""
+    config = BertConfig.from_pretrained(cfg.bert_path, local_files_only=True)
+    config.vocab_size = len(tokenizer)
+    return QFormer(config, encoder_width=cfg.qformer.input_dim, cross_attention_freq=cfg.qformer.cross_attention_freq)
+
+
+def load_bert(qformer: QFormer, bert_path: str) -> list[str]:
+    """Start the Q-Former from BERT's weights where bert_path has some; returns the names that were loaded.
+
+    Embedding and bias rows beyond the file's vocabulary (`[DEC]`) keep their initial values; the query feed-forwards start from
+    the text feed-forwards.
+    """
+    file = next(
+        (f for name in ("model.safetensors", "pytorch_model.bin") if (f := Path(bert_path) / name).exists()),
+        None,
+    )
+    if file is None:
+        return []
+    own = qformer.state_dict(keep_vars=True)
+    loaded: list[str] = []
+    with torch.no_grad():
+        for key, tensor in load_checkpoint_file(file).items():
+            name = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+            name = name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
+            if name in own and _fits(own[name], tensor):
+                own[name][: len(tensor)].copy_(tensor)
+                loaded.append(name)
+    if not loaded:
+        raise ValueError(f"{file} holds no weights that fit the Q-Former of {bert_path}")
+    qformer.queries_from_text_ffn()
+    return loaded
+
+
+def _fits(own: Tensor, tensor: Tensor) -> bool:
+    return own.shape[1:] == tensor.shape[1:] and len(own) >= len(tensor) and (len(own) - len(tensor) <= 1)
+
+
+def llm_source(cfg: DictConfig, kind: str | None) -> str:
+    """The folder or name of the LLM; ConfigError when the config names none."""
+    source = cfg.get(f"{kind}_model")
+    if not source:
+        raise ConfigError(f"model.{kind}_model is empty: name a Hugging Face folder")
+    return source
+
+
+def build_llm(cfg: DictConfig, kind: str) -> LanguageModel:
+    """The language model of kind "opt" (any causal model) or "t5"."""
+    source = llm_source(cfg, kind)
+    if kind == "t5":
+        precision = cfg.get("t5_precision") or cfg.llm_precision
+        return Seq2SeqLM(source, max_txt_len=cfg.max_txt_len, dtype=frozen_dtype(precision, "model.t5_precision"))
+    dtype = frozen_dtype(cfg.llm_precision, "model.llm_precision")
+    return CausalLM(source, max_txt_len=cfg.max_txt_len, dtype=dtype, prompt=cfg.prompt or "")
+
+
+def source_hash(path: str) -> str:
+    """sha256 of a file, or of the hashes of a folder's weight files; empty when nothing is there to hash."""
+    source = Path(path)
+    if source.is_file():
+        return file_hash(source)
+    digest = hashlib.sha256()
+    files = sorted(f for pattern in ("*.safetensors", "pytorch_model*.bin") for f in source.glob(pattern))
+    for file in files:
+        digest.update(f"{file.name}:{file_hash(file)}\n".encode())
+    return digest.hexdigest() if files else ""

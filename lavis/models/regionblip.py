@@ -1,0 +1,102 @@
+"""RegionBLIP (arXiv 2308.02299): a frozen BLIP-2 that learns regions and further modalities through adapters of their own.
+
+Differs from `blip2` in four things: every modality has LoRA pairs in the Q-Former and the LLM, regions enter by position (PaFE),
+the BLIP-2 half stays frozen so that image captions stay what they were, and BLIP-2 checkpoints load into the image branch.
+`regionblip_opt` and `regionblip_t5` are two names of one class.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from lavis.common.config import ConfigError
+from lavis.common.registry import registry
+from lavis.models.blip2 import Blip2Base
+from lavis.models.modality_lora import adapter_parameters, inject_modality_lora
+
+logger = logging.getLogger(__name__)
+
+QFORMER_TARGETS = "query|value"  # of self- and cross-attention
+
+
+class RegionBLIP(Blip2Base):
+    """RegionBLIP over any language model of the language interface."""
+
+    IMAGE = "image"  # the modality that BLIP-2 brings
+
+    def __init__(self, cfg: DictConfig) -> None:
+        regression = float(cfg.aux_regloss_weight) if cfg.enable_aux_regloss else 0.0
+        cfg = OmegaConf.merge(cfg)  # a copy: the caller's config stays as it is
+        for row in cfg.modalities.values():
+            if row.losses.get("reg") is not None:
+                row.losses.reg = row.losses.reg * regression
+        super().__init__(cfg)
+
+    def setup_training(self) -> None:
+        super().setup_training()
+        lora = self.cfg.lora
+        settings = {"rank": lora.rank, "alpha": lora.alpha}
+        base = [p for p in self.Qformer.parameters()]
+        inject_modality_lora(self.Qformer, self.router, lora.qformer_targets or QFORMER_TARGETS, **settings)
+        assert self.llm is not None
+        inject_modality_lora(self.llm.model, self.router, lora.llm_targets or self.llm.lora_targets, **settings)
+        if self.cfg.freeze_qformer:
+            for parameter in base:
+                parameter.requires_grad_(False)
+            self.lock_eval(self.Qformer)
+        if self.cfg.freeze_blip2_pretrain:
+            self.freeze_blip2()
+
+    def freeze_blip2(self) -> None:
+        """Freeze what BLIP-2 brought: ln_vision, the image queries and projection, and the image adapters (zero B: no effect)."""
+        branch = self.branches[self.IMAGE]
+        for module in (self.ln_vision, branch.llm_proj):
+            self.freeze(module)
+        branch.query_tokens.requires_grad_(False)
+        for parameter in (
+            *adapter_parameters(self.Qformer, self.IMAGE),
+            *adapter_parameters(self.llm, self.IMAGE),
+        ):
+            parameter.requires_grad_(False)
+
+    def load_checkpoint_from_config(self, cfg: DictConfig) -> None:
+        """BLIP-2 first (`load_blip2_pretrain`), then `finetuned` or `pretrained` over it."""
+        if cfg.load_blip2_pretrain:
+            if cfg.blip2_pretrain is None:
+                raise ConfigError("model.load_blip2_pretrain is true, but model.blip2_pretrain names no file")
+            self.load_checkpoint(cfg.blip2_pretrain)
+            self.bases["blip2"] = cfg.blip2_pretrain
+            if cfg.regions_from_image:
+                self.start_regions_from_image()
+        super().load_checkpoint_from_config(cfg)
+
+    @torch.no_grad()
+    def start_regions_from_image(self) -> None:
+        """Start the queries and projections of the other image modalities from those of the whole image."""
+        source = self.branches[self.IMAGE]
+        for name, branch in self.branches.items():
+            if name != self.IMAGE and self.rows[name].encoder == self.rows[self.IMAGE].encoder:
+                branch.query_tokens.copy_(source.query_tokens)
+                for part in ("llm_proj", "itc_proj"):
+                    getattr(branch, part).load_state_dict(getattr(source, part).state_dict())
+                logger.info("modality %s starts from the queries and projections of %s", name, self.IMAGE)
+
+
+@registry.register_model("regionblip_opt")
+class RegionBLIPOPT(RegionBLIP):
+    """RegionBLIP with OPT or another causal language model."""
+
+    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_opt2.7b": "configs/models/regionblip_opt.yaml"}
+    llm_kind = "opt"
+
+
+@registry.register_model("regionblip_t5")
+class RegionBLIPT5(RegionBLIP):
+    """RegionBLIP with Flan-T5. Prompts are those of training, whatever the samples say, as published."""
+
+    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_flant5xl": "configs/models/regionblip_t5.yaml"}
+    llm_kind = "t5"
+    ignores_prompts = True

@@ -1,0 +1,1 @@
+"""The loop around a task: epochs, evaluation, checkpoints, logs. Runners know no modality by name."""

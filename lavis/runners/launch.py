@@ -1,0 +1,68 @@
+"""From a command line to a runner: what train.py and evaluate.py share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lavis.common import dist_utils
+from lavis.common.config import Config, ConfigError
+from lavis.common.logger import setup_logging
+from lavis.common.paths import resolve
+from lavis.common.registry import registry
+from lavis.common.seeding import seed_everything
+from lavis.datasets.samples import AnnotationError
+from lavis.runners.checks import check_run, check_weight_sources
+from lavis.tasks import setup_task
+
+logger = logging.getLogger(__name__)
+CONFIG_EXIT_CODE = 2
+
+
+def parse_args(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """``--cfg-path X --options a.b=c d.e=f`` (LAVIS' command line)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--cfg-path", required=True, help="a YAML file with model, datasets and run")
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration keys, e.g. run.max_epoch=3"
+    )
+    return parser.parse_args(argv)
+
+
+def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any:
+    """The runner of a configuration, ready to train or evaluate: process group, seed and logs set up,
+    everything checked that can be, then datasets (``splits`` of them) and at last the model built."""
+    run = cfg.run_cfg
+    device = dist_utils.init_distributed(run)
+    setup_logging(run.output_dir, rank=dist_utils.get_rank())
+    check_run(run)
+    seed_everything(int(run.seed))
+    task = setup_task(cfg)
+    if dist_utils.is_main_process():
+        OmegaConf.save(cfg.get_config(), resolve(run.output_dir) / f"{config_name}.yaml")
+    cfg.pretty_print()
+    logger.info("%d process(es), %s", dist_utils.get_world_size(), device)
+    datasets = task.build_datasets(cfg, splits=splits)
+    model = task.build_model(cfg)
+    check_weight_sources(model, allow_random_init=bool(cfg.model_cfg.get("allow_random_init", False)))
+    return registry.get_runner_class(run.runner)(cfg, task=task, model=model, datasets=datasets)
+
+
+def run_main(action: Callable[[], object]) -> int:
+    """Run a command; what a user can put right (configuration, annotations, checkpoints) is told in one
+    message on stderr and gives exit code 2. Everything else keeps its traceback."""
+    try:
+        action()
+    except (ConfigError, AnnotationError) as error:
+        rank = dist_utils.get_rank()
+        print(f"error{f' (rank {rank})' if dist_utils.is_distributed() else ''}: {error}", file=sys.stderr)
+        logger.debug("raised here", exc_info=True)
+        return CONFIG_EXIT_CODE
+    finally:
+        dist_utils.shutdown_distributed()
+    return 0

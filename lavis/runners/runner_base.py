@@ -1,0 +1,267 @@
+"""LAVIS' epoch runner, and the loop that all runners share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavis.common import dist_utils
+from lavis.common.checkpoint import list_checkpoints, load_checkpoint_file
+from lavis.common.config import Config, ConfigError
+from lavis.common.errors import listed
+from lavis.common.optims import build_lr_scheduler, build_optimizer
+from lavis.common.paths import resolve
+from lavis.common.registry import registry
+from lavis.common.seeding import rng_state, set_rng_state
+from lavis.datasets.loaders import MixedLoader, TaskLoader
+from lavis.datasets.samples import JoinedDataset
+from lavis.runners.evaluation import evaluate_dataset, evaluations
+from lavis.runners.progress import Progress
+from lavis.runners.report import Report
+from lavis.runners.saving import Saver, find_resume, restore_weights
+from lavis.runners.step import TrainStep, to_device
+from lavis.tasks.base_task import BaseTask, Datasets, batch_length
+
+logger = logging.getLogger(__name__)
+
+
+@registry.register_runner("runner_base")
+class RunnerBase:
+    """``max_epoch`` epochs, each one pass over the training data; one best checkpoint over all evaluations.
+
+    Datasets of one modality are joined; each modality is a task of its own in the mixture
+    (``run.task_order``). A runner that differs overrides how much an epoch is (``num_epochs``,
+    ``epoch_batches``), the batch size of a task (``batch_size``), or which evaluations share a best
+    checkpoint (``best_name``).
+    """
+
+    def __init__(self, cfg: Config, *, task: BaseTask, model: Any, datasets: Datasets) -> None:
+        self.cfg, self.run_cfg = cfg, cfg.run_cfg
+        self.task, self.datasets = task, datasets
+        self.device = dist_utils.pick_device(self.run_cfg.device)
+        self.model = (model.float() if self.device.type == "cpu" else model).to(self.device)
+        self.output_dir: Path = resolve(self.run_cfg.output_dir)
+        self.progress = Progress()
+
+    # What a runner may do otherwise
+
+    @property
+    def num_epochs(self) -> int:
+        return int(self.run_cfg.max_epoch)
+
+    def epoch_batches(self, epoch: int) -> tuple[Iterator[tuple[str, Any]], int]:
+        """The (key, batch) pairs left of an epoch, and how many they are."""
+        batches = self.loader.epoch(epoch)
+        return batches, self.loader.remaining
+
+    def epoch_length(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self.loader)
+
+    def batch_size(self, modality: str) -> int:
+        return int(self.run_cfg.batch_size_train)
+
+    def best_name(self, dataset: Any) -> str:
+        """Evaluations with one name are averaged, and choose ``checkpoint_<name>.pth``."""
+        return "best"
+
+    # Training
+
+    def train(self) -> None:
+        """Train, evaluating valid_splits on the way, then evaluate test_splits with the best weights."""
+        if self.run_cfg.evaluate:
+            self.evaluate()
+            return
+        self.setup_training()
+        self.task.before_training(model=self.model, datasets=self.datasets)
+        for epoch in range(self.progress.epoch, self.num_epochs):
+            self.train_epoch(epoch)
+            self.validate(epoch)
+            self.progress.next_epoch()
+            if self.saver.due_after_epoch(epoch + 1, is_last=epoch + 1 == self.num_epochs):
+                self.save(f"checkpoint_{epoch}", epoch=epoch)
+        self.report.finish(self.progress, dropped=self._dropped_rows())
+        self.test_best()
+
+    def setup_training(self) -> None:
+        """Loaders, optimizer, schedule, logs; then where ``run.resume_ckpt_path`` left off, if it says so."""
+        run = self.run_cfg
+        self.saver = Saver(self.output_dir, run_cfg=run)
+        resumed = find_resume(run.resume_ckpt_path, self.output_dir)
+        self.loader = self.build_loader()
+        dist_utils.broadcast_tensors(param for param in self.model.parameters() if param.requires_grad)
+        optimizer = build_optimizer(self.model, run)
+        self.step = TrainStep(optimizer, run_cfg=run, device=self.device)
+        self.lr_scheduler = build_lr_scheduler(run, optimizer, max_epoch=self.num_epochs)
+        self.report = Report(self.output_dir, run_cfg=run, device=self.device)
+        if resumed is None and dist_utils.is_main_process() and list_checkpoints(self.output_dir):
+            logger.warning("%s holds checkpoints of an earlier run; this new run replaces them as it goes", self.output_dir)
+        if resumed is not None:
+            self.load_state_dict(resumed)
+        self.report.begin(step=self.progress.step, log_lines=None if resumed is None else resumed["log_lines"])
+
+    def build_loader(self) -> MixedLoader:
+        """One TaskLoader per modality of the train splits' datasets."""
+        groups: dict[str, list[Any]] = {}
+        for _, _, _, dataset in evaluations(self.datasets, self.run_cfg.train_splits):
+            groups.setdefault(dataset.modality, []).append(dataset)
+        if not groups:
+            raise ConfigError(f"no dataset has a split of run.train_splits ({listed(self.run_cfg.train_splits)})")
+        loaders = {
+            modality: TaskLoader(
+                parts[0] if len(parts) == 1 else JoinedDataset(parts),
+                batch_size=self.batch_size(modality),
+                seed=int(self.run_cfg.seed),
+                num_workers=int(self.run_cfg.num_workers),
+                rank=dist_utils.get_rank(),
+                world_size=dist_utils.get_world_size(),
+                drop_last=bool(self.run_cfg.drop_last),
+            )
+            for modality, parts in groups.items()
+        }
+        return MixedLoader(loaders, seed=int(self.run_cfg.seed), order=self.run_cfg.task_order)
+
+    def train_epoch(self, epoch: int) -> None:
+        """What is left of an epoch, step by step, and its summary."""
+        start = time.perf_counter()
+        self.model.train()
+        batches, left = self.epoch_batches(epoch)
+        total = self.progress.step_in_epoch + left
+        self.report.stopwatch.restart()
+        for key, samples in self.report.stopwatch.iterate(batches):
+            self.train_step(key, samples, total=total)
+        self.report.epoch(self.progress, seconds=time.perf_counter() - start)
+
+    def train_step(self, key: str, samples: Mapping[str, Any], *, total: int) -> None:
+        """One batch; ``total``: how many the epoch has. The last update of an epoch may stand on fewer
+        batches."""
+        progress, run = self.progress, self.run_cfg
+        done, accum = progress.step_in_epoch, int(run.accum_grad_iters)
+        window = min(accum, total - done + done % accum)
+        update = (done + 1) % accum == 0 or done + 1 == total
+        lr = self.lr_scheduler.step(progress.epoch, progress.schedule_step(key, run.lr_schedule))
+        batch = to_device(samples, self.device)
+        losses = self.step(lambda: self.task.train_step(self.model, batch), step=progress.step, window=window, update=update)
+        progress.advance(key, losses, samples.get("skipped") or [])
+        self.report.stopwatch.count(batch_length(samples))
+        is_log_step = progress.step == 1 or progress.step % int(run.log_freq) == 0 or done + 1 == total
+        if is_log_step:
+            self.report.step(
+                progress,
+                key=key,
+                losses=losses,
+                lr=lr,
+                grad_norm=self.step.grad_norm,
+                epoch_steps=total,
+                steps_left=total - done - 1 + (self.num_epochs - progress.epoch - 1) * self.epoch_length(),
+            )
+        # between the batches of one update a checkpoint would lose gradients, after the last the epoch itself saves
+        if self.saver.due_after_step(progress.step, is_log_step=is_log_step) and update and done + 1 < total:
+            self.save(f"checkpoint_{progress.epoch}_step{progress.step}", epoch=progress.epoch)
+
+    # Evaluation
+
+    def validate(self, epoch: int) -> None:
+        """Evaluate valid_splits every val_freq epochs and after the last, and save the best."""
+        due = (epoch + 1) % int(self.run_cfg.val_freq) == 0 or epoch + 1 == self.num_epochs
+        if not self.run_cfg.valid_splits or not due:
+            return
+        scores: dict[str, list[float]] = {}
+        for name, split, dataset_name, dataset in evaluations(self.datasets, self.run_cfg.valid_splits):
+            metrics = self.evaluate_one(dataset, name=name, epoch=epoch)
+            scores.setdefault(self.best_name(dataset), []).append(float(metrics["agg_metrics"]))
+            self.report.evaluation(metrics, progress=self.progress, split=split, dataset=dataset_name)
+        for name, values in scores.items():
+            value, best = sum(values) / len(values), self.progress.best.get(name)
+            if best is None or value > best["value"]:  # whatever its sign: the first evaluation is always the best so far
+                self.progress.best[name] = {"value": value, "epoch": epoch}
+                self.save(f"checkpoint_{name}", epoch=epoch)
+
+    def evaluate(self, *, epoch: int | str = "best") -> dict[str, dict[str, Any]]:
+        """Evaluate test_splits with the weights the model has (of ``run.resume_ckpt_path``, if set); the
+        result files are named by ``epoch``. Returns metrics by result name."""
+        if not self.run_cfg.test_splits:
+            raise ConfigError("run.test_splits is empty: nothing to evaluate")
+        state = find_resume(self.run_cfg.resume_ckpt_path, self.output_dir)
+        if state is not None:
+            restore_weights(self.model, state)
+        return {
+            name: self.evaluate_one(dataset, name=name, epoch=epoch)
+            for name, _, _, dataset in evaluations(self.datasets, self.run_cfg.test_splits)
+        }
+
+    def test_best(self) -> None:
+        """Evaluate test_splits after training: each dataset with the best weights of its task, or the last
+        ones where nothing was validated."""
+        loaded: str | None = None
+        for name, _, _, dataset in evaluations(self.datasets, self.run_cfg.test_splits):
+            best = self.best_name(dataset)
+            if best in self.progress.best and best != loaded:
+                restore_weights(self.model, load_checkpoint_file(self.output_dir / f"checkpoint_{best}.pth"))
+                loaded = best
+            epoch = "best" if best in self.progress.best else self.num_epochs - 1
+            self.evaluate_one(dataset, name=name, epoch=epoch)
+
+    def evaluate_one(self, dataset: Any, *, name: str, epoch: int | str) -> dict[str, Any]:
+        return evaluate_dataset(
+            dataset,
+            task=self.task,
+            model=self.model,
+            run_cfg=self.run_cfg,
+            device=self.device,
+            name=name,
+            epoch=epoch,
+            output_dir=self.output_dir,
+        )
+
+    # Checkpoints
+
+    def save(self, name: str, *, epoch: int) -> Path:
+        """Write a checkpoint from which the run goes on exactly; ``epoch`` is the one its weights belong
+        to."""
+        return self.saver.save(self.state_dict(epoch=epoch), name)
+
+    def state_dict(self, *, epoch: int) -> dict[str, Any]:
+        """Everything a run needs to go on. Collective. LAVIS' keys (model, optimizer, config, scaler, epoch),
+        and ours."""
+        return {
+            "model": self.model.trainable_state_dict(),
+            **self.step.state_dict(),
+            "config": self.cfg.to_dict(),
+            "epoch": epoch,
+            "step": self.progress.step,
+            "progress": self.progress.state_dict(),
+            "loaders": self.loader.state_dict(),
+            "rng": dist_utils.all_gather_objects(rng_state()),
+            "frozen_bases": self.model.frozen_bases(),
+            "log_lines": self.report.log.lines,
+            "world_size": dist_utils.get_world_size(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken, with any number of loader workers and of processes.
+        ConfigError where it is of another model, other data or another mixture."""
+        restore_weights(self.model, state)
+        self.step.load_state_dict(state)
+        try:
+            self.loader.load_state_dict(state["loaders"])
+        except ValueError as error:
+            raise ConfigError(f"cannot resume: {error}") from error
+        self.progress.load_state_dict(state["progress"], device=self.device)
+        if len(state["rng"]) == dist_utils.get_world_size():
+            set_rng_state(state["rng"][dist_utils.get_rank()])
+
+    def _dropped_rows(self) -> dict[str, int]:
+        """Rows left out when the training files were read, per dataset."""
+        splits = self.run_cfg.train_splits
+        return {name: len(getattr(data, "dropped", ())) for name, _, _, data in evaluations(self.datasets, splits)}
+
+
+def device_name(device: torch.device) -> str:
+    """For the log: the GPU's name, or the CPU with its number of threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

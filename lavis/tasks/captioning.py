@@ -1,0 +1,88 @@
+"""Captions of whole images and of regions, scored against COCO-style ground truth."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavis.common import dist_utils
+from lavis.common.errors import ConfigError, listed
+from lavis.common.paths import resolve
+from lavis.common.registry import registry
+from lavis.evaluation.caption import build_ground_truth, caption_metrics
+from lavis.tasks.base_task import BaseTask, Row, batch_length, gather_rows, save_result
+
+logger = logging.getLogger(__name__)
+
+
+@registry.register_task("captioning")
+@registry.register_task("image_captioning_coco")
+@registry.register_task("imageregion_captioning_refcoco")
+class CaptionTask(BaseTask):
+    """One class for every captioning: what an id stands for, an image or a region, the dataset decides."""
+
+    @torch.no_grad()
+    def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Row]:
+        """A row {"caption", "image_id", "readable"} per sample; one that could not be read is captioned by
+        ""."""
+        run = self.run_cfg
+        prompt = {} if run.prompt is None else {"prompt": run.prompt}
+        captions = model.generate(
+            {**samples, **prompt},
+            use_nucleus_sampling=False,
+            num_beams=run.num_beams,
+            max_length=run.max_len,
+            min_length=run.min_len,
+            top_p=run.top_p,
+            repetition_penalty=run.repetition_penalty,
+            length_penalty=run.length_penalty,
+            temperature=run.temperature,
+        )
+        readable = samples.get("readable") or [True] * batch_length(samples)
+        return [
+            {"caption": caption if good else "", "image_id": image_id, "readable": bool(good)}
+            for caption, image_id, good in zip(captions, _ids(samples["image_id"]), readable, strict=True)
+        ]
+
+    def after_evaluation(
+        self, rows: list[Row], *, split_name: str, epoch: int | str, result_dir: Path, dataset: Any
+    ) -> dict[str, Any]:
+        """Writes ``<split>_epoch<e>.json`` and scores it; counts samples, and those that could not be
+        read."""
+        rows = gather_rows(rows, unique="image_id")
+        kept = [{"caption": row["caption"], "image_id": row["image_id"]} for row in rows]
+        path = save_result(kept, result_dir=result_dir, name=f"{split_name}_epoch{epoch}")
+        unreadable = sum(not row["readable"] for row in rows)
+        if unreadable:
+            logger.warning("%s: %d of %d samples could not be read; they score as empty", path, unreadable, len(rows))
+        counts = {"num_samples": len(rows), "num_unreadable": unreadable}
+        if not self.run_cfg.report_metric:
+            return {**counts, "agg_metrics": 0.0}
+        metrics: dict[str, Any] = {}
+        if dist_utils.is_main_process():
+            truth = self.ground_truth(dataset, result_dir=result_dir, split_name=split_name)
+            metrics = caption_metrics(truth, kept, metrics=tuple(self.run_cfg.caption_metrics))
+        return {**dist_utils.broadcast_object(metrics), **counts}
+
+    def ground_truth(self, dataset: Any, *, result_dir: Path, split_name: str) -> Path:
+        """``run.annotation_file`` (a path, or one per dataset name), made from the dataset's annotation where
+        there is no such file; null: ``<split>_ground_truth.json`` among the results, made anew."""
+        named = self.run_cfg.annotation_file
+        if named is not None and not isinstance(named, str):
+            if dataset.name not in named:
+                raise ConfigError(f"run.annotation_file names {listed(named)}, but not dataset {dataset.name}")
+            named = named[dataset.name]
+        path = resolve(named) if named else Path(result_dir) / f"{split_name}_ground_truth.json"
+        if not named or not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            build_ground_truth(dataset.references(), path)
+            logger.info("ground truth of dataset %s written to %s", dataset.name, path)
+        return path
+
+
+def _ids(ids: Any) -> list[Any]:
+    return ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)

@@ -1,0 +1,200 @@
+"""The recorded numbers of the published RegionBLIP at toy size, from its own checkpoint files through the public interface."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lavis.models import load_model_from_config
+from lavis.models.encoders.eva_vit import EvaViT, fit_eva_state_dict
+from lavis.models.language import Decoding
+from tests import parity
+
+VIT = {"img_size": 56, "patch_size": 14, "embed_dim": 96, "depth": 3, "num_heads": 4, "mlp_ratio": 4.3637}
+RECORDS = [("opt", "image"), ("opt", "image_region"), ("t5", "image_region")]
+
+
+def folder() -> Path:
+    """The RegionBLIP records."""
+    return parity.parity_dir() / "regionblip"
+
+
+def published_config(llm: str, **changes: Any) -> dict[str, Any]:
+    """The tiny configuration of the records, in published keys."""
+    return {
+        "arch": f"regionblip_{llm}",
+        "bert_path": str(folder() / "tiny_models/bert"),
+        f"{llm}_model": str(folder() / "tiny_models" / llm),
+        "embed_dim": 32,
+        "max_txt_len": 16,
+        "enable_pointcloud_qformer": True,
+        "freeze_vit": True,
+        "freeze_point_encoder": True,
+        "freeze_qformer": True,
+        "freeze_blip2_pretrain": True,
+        "enable_aux_regloss": True,
+        "qformer": {"input_dim": 96, "num_query_token": 8, "cross_attention_freq": 2},
+        "vit": VIT,
+        **({"t5_precision": "float"} if llm == "t5" else {}),
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module", params=RECORDS, ids=lambda r: "_".join(r))
+def record(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A recorded task: model, samples, expected tensors and meta data."""
+    llm, modality = request.param
+    model = load_model_from_config(published_config(llm))
+    model.load_checkpoint(folder() / f"regionblip_{llm}_tiny.pth")
+    model.eval()
+    tensors = load_file(folder() / f"{llm}_{modality}.safetensors")
+    meta = json.loads((folder() / f"{llm}_meta.json").read_text())["tasks"][modality]
+    samples = {"task_name": meta["task_name"], "image": tensors["in/image"], "text_input": meta["texts"]}
+    if modality == "image_region":
+        samples["box"] = tensors["in/box"]
+    parity.count_records(1)
+    return {"model": model, "samples": samples, "tensors": tensors, "meta": meta, "llm": llm}
+
+
+@pytest.fixture
+def hardest_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records drew the likeliest negative."""
+    monkeypatch.setattr(torch, "multinomial", lambda weights, n: weights.argmax(dim=-1, keepdim=True))
+
+
+def test_losses_and_gradients(record: dict[str, Any], hardest_negatives: None) -> None:
+    model, tensors, meta = record["model"], record["tensors"], record["meta"]
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)  # the record holds gradients of parameters that are frozen otherwise
+    model.zero_grad()
+    losses = model(record["samples"])
+    for name, value in losses.items():
+        if f"out/{name}" in tensors:
+            assert value.item() == pytest.approx(tensors[f"out/{name}"].item(), abs=5e-5), name
+    losses.loss.backward()
+    named = dict(model.named_parameters())
+    to_ours = model.key_map.to_lavis
+    for published in meta["grad_names"]:
+        expected = tensors[f"grad/{published}"]
+        error = (named[to_ours(published, "regionblip")].grad - expected).abs().max() / expected.abs().max()
+        assert error < 1e-4, published
+    for published, norm in meta["trainable_grad_norms"].items():
+        name = to_ours(published, "regionblip")
+        if published not in meta["grad_names_frozen_in_reference"] and "_pc" not in published:
+            assert name in trainable, f"{published} is trainable in the published model"
+            assert named[name].grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-6), published
+
+
+def test_hidden_states(record: dict[str, Any]) -> None:
+    model, samples, tensors = record["model"], record["samples"], record["tensors"]
+    row = model.row_of(samples)
+    with torch.no_grad(), model.router.route(row.name):
+        hidden, tokens, _ = model.visual_hidden(samples, row)
+        ids, mask = model.tokenize(samples["text_input"])
+        text = model.Qformer.text_pass(ids, mask)
+        prefix = model.branches[row.name].llm_proj(hidden)
+    seen = mask.bool()
+    assert torch.equal(ids, tensors["tok/bert_ids"][:, : ids.shape[1]])
+    assert not tensors["tok/bert_mask"][:, ids.shape[1] :].any()
+    torch.testing.assert_close(tokens.embeds, tensors["mid/image_embeds"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(hidden, tensors["mid/qformer_query_hidden"], atol=2e-5, rtol=0)
+    expected_text = tensors["mid/qformer_text_hidden"][:, : ids.shape[1]]
+    torch.testing.assert_close(text[seen], expected_text[seen], atol=2e-5, rtol=0)
+    torch.testing.assert_close(prefix, tensors["mid/llm_prefix"], atol=2e-5, rtol=0)
+
+
+def test_features(record: dict[str, Any]) -> None:
+    model, samples, tensors = record["model"], record["samples"], record["tensors"]
+    visual = model.extract_features(samples, mode="image")
+    torch.testing.assert_close(visual.image_embeds_proj, tensors["mid/vision_feats"], atol=2e-5, rtol=0)
+    text = model.extract_features({k: v for k, v in samples.items() if k != "image"}, mode="text")
+    torch.testing.assert_close(text.text_embeds_proj[:, 0], tensors["mid/text_feat"], atol=2e-5, rtol=0)
+
+
+def test_llm_tokens(record: dict[str, Any]) -> None:
+    model, tensors, texts = record["model"], record["tensors"], record["meta"]["texts"]
+    if record["llm"] == "opt":
+        ids, mask = model.llm.tokenize([text + "\n" for text in texts], side="right")
+        expected = tensors["tok/llm_ids"], tensors["tok/llm_mask"]
+    else:
+        ids, mask = model.llm.tokenize(texts)
+        expected = tensors["tok/t5_output_ids"], tensors["tok/t5_output_mask"]
+    assert torch.equal(mask, expected[1])
+    assert torch.equal(ids * mask, expected[0] * expected[1])
+
+
+def test_captions_and_scores(record: dict[str, Any]) -> None:
+    model, tensors = record["model"], record["tensors"]
+    inputs = {key: value for key, value in record["samples"].items() if key != "text_input"}
+    row = model.row_of(inputs)
+    for variant, generation in record["meta"]["generation"].items():
+        settings = dict(generation["call_kwargs"])
+        prompt = settings.pop("samples.prompt", None)
+        samples = inputs if prompt is None else {**inputs, "prompt": prompt}
+        assert model.generate(samples, **settings) == generation["captions"], variant
+        with torch.no_grad(), model.router.route(row.name):
+            prefix = model.branches[row.name].llm_proj(model.visual_hidden(samples, row)[0])
+            prompts = model._prompts(samples, row, len(prefix))
+            decoded = model.llm.decode(prefix, prompts=prompts, decoding=Decoding(**settings))
+        assert torch.equal(decoded.sequences, tensors[f"gen/{variant}/sequences"]), variant
+        if decoded.scores is not None:
+            torch.testing.assert_close(decoded.scores, tensors[f"gen/{variant}/sequences_scores"], atol=1e-4, rtol=0)
+
+
+def test_shared_image_gives_the_same_captions(record: dict[str, Any]) -> None:
+    """Two rows that read one picture through image_index equal two copies of the picture."""
+    model, samples = record["model"], record["samples"]
+    index = torch.tensor([0, 0, 2, 2])
+    copies = {k: v for k, v in samples.items() if k != "text_input"} | {"image": samples["image"][index]}
+    shared = {**copies, "image": samples["image"][[0, 2]], "image_index": torch.tensor([0, 0, 1, 1])}
+    assert model.generate(shared, num_beams=2) == model.generate(copies, num_beams=2)
+
+
+def test_answers_and_prompted_loss(hardest_negatives: None) -> None:
+    meta = json.loads((folder() / "opt_meta.json").read_text())
+    tensors = load_file(folder() / "opt_extra.safetensors")
+    image = {"modality": "image", "image": tensors["vqa/in_image"]}
+    model = load_model_from_config(published_config("opt", prompt=meta["prompted_image_loss"]["cfg.prompt"])).eval()
+    model.load_checkpoint(folder() / "regionblip_opt_tiny.pth")
+    expected = meta["prompted_image_loss"]
+    losses = model({**image, "text_input": expected["texts"]})
+    for name in ("loss", "loss_itc", "loss_itm", "loss_lm", "loss_llm"):
+        assert losses[name].item() == pytest.approx(expected[name], abs=5e-5)
+    for variant in meta["vqa"].values():
+        answers = model.predict_answers({**image, "text_input": variant["questions"]}, **variant["call_kwargs"])
+        assert answers == variant["answers"]
+    parity.count_records(1)
+
+
+@pytest.mark.parametrize("pixels", [56, 84, 42])
+def test_eva_position_interpolation(pixels: int) -> None:
+    tensors = load_file(folder() / "eva_interp.safetensors")
+    vit = EvaViT(**{**VIT, "img_size": pixels, "depth": 1}).eval()
+    state, dropped = fit_eva_state_dict(torch.load(folder() / "eva_vit_tiny.pth", weights_only=True), vit)
+    vit.load_state_dict(state)
+    assert all(name.startswith(("blocks.1.", "norm.", "head.")) for name in dropped)
+    torch.testing.assert_close(vit.pos_embed, tensors[f"{pixels}/pos_embed"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(vit(tensors[f"{pixels}/in_image"]), tensors[f"{pixels}/out"], atol=2e-5, rtol=0)
+    parity.count_records(1)
+
+
+def test_optimizer_groups() -> None:
+    """Weight decay goes where the published rule puts it, for the parameters of the modalities that are built."""
+    expected = json.loads((folder() / "optim_groups_opt.json").read_text())
+    model = load_model_from_config(published_config("opt"))
+    names = {id(p): model.key_map.from_lavis(name, "regionblip") for name, p in model.named_parameters()}
+    decay, plain = ({names[id(p)] for p in group["params"]} for group in model.get_optimizer_params(weight_decay=0.05))
+
+    assert decay == {name for name in expected["weight_decay"] if not _of_clouds(name)}
+    assert plain == {name for name in expected["no_weight_decay"] if not _of_clouds(name)}
+    parity.count_records(1)
+
+
+def _of_clouds(name: str) -> bool:
+    return "pc" in name or "point" in name
