@@ -105,7 +105,7 @@ def t5_folder(path: Path) -> str:
             pad_token_id=0,
             eos_token_id=1,
             decoder_start_token_id=0,
-            initializer_factor=2.0,
+            initializer_factor=1.0,
         )  # fmt: skip
     ).save_pretrained(path)
     return str(path)

@@ -74,19 +74,14 @@ def _update(digest: Any, value: Any, where: str) -> None:
     elif value is None or type(value) in (bool, int, float, str):
         digest.update(f"{type(value).__name__}{value!r};".encode())
     else:
-        raise TypeError(
-            f"state{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only"
-        )
+        raise TypeError(f"state{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only")
 
 
 def _detached(value: Any) -> Any:
     """The state on the CPU, with no tensor dragging a larger storage along."""
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
-        whole = (
-            tensor.is_contiguous()
-            and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        )
+        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
     if isinstance(value, dict):
         return {key: _detached(item) for key, item in value.items()}
@@ -158,13 +153,9 @@ def _refuse_foreign(path: Path) -> None:
     if not head:
         raise CheckpointError(f"checkpoint {path} is empty")
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(
-            f"checkpoint {path} is a web page, not weights: the download did not reach the file"
-        )
+        raise CheckpointError(f"checkpoint {path} is a web page, not weights: the download did not reach the file")
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"checkpoint {path} is a git-lfs pointer, not weights: fetch the file with git lfs pull"
-        )
+        raise CheckpointError(f"checkpoint {path} is a git-lfs pointer, not weights: fetch the file with git lfs pull")
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -184,11 +175,7 @@ def progress_of(path: Path) -> tuple[int, float] | None:
 def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
     """``checkpoint_<epoch>.pth`` and ``checkpoint_<epoch>_step<n>.pth`` of a folder, the furthest first; no
     best ones."""
-    found = [
-        (progress, path)
-        for path in Path(output_dir).glob("checkpoint_*.pth")
-        if (progress := progress_of(path))
-    ]
+    found = [(progress, path) for path in Path(output_dir).glob("checkpoint_*.pth") if (progress := progress_of(path))]
     return [path for _, path in sorted(found, reverse=True)]
 
 

@@ -180,9 +180,7 @@ def _merged_dataset(name: str, user: Any) -> dict[str, Any]:
 # Checking
 
 
-def _checked(
-    user: dict[str, Any], defaults: dict[str, Any], path: str, ignored: Iterable[str]
-) -> dict[str, Any]:
+def _checked(user: dict[str, Any], defaults: dict[str, Any], path: str, ignored: Iterable[str]) -> dict[str, Any]:
     """``defaults`` overridden by ``user``, every key of which must be known (see the module's two open
     defaults)."""
     template = defaults.get("+")
@@ -200,9 +198,7 @@ def _checked(
             merged[key] = _checked(value, {}, dotted, ignored)
         elif isinstance(defaults.get(key), dict):
             if not isinstance(value, dict) and (value is not None or defaults[key]):
-                raise ConfigError(
-                    f"{dotted} must be a mapping with keys {listed(defaults[key])}, not {value!r}"
-                )
+                raise ConfigError(f"{dotted} must be a mapping with keys {listed(defaults[key])}, not {value!r}")
             merged[key] = _checked(value or {}, defaults[key], dotted, ignored)
         else:
             merged[key] = _checked_value(value, defaults.get(key), dotted)
@@ -256,9 +252,7 @@ def _notice(dotted: str) -> None:
 
 
 def _plain(cfg: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(
-        cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), resolve=False
-    )  # type: ignore[return-value]
+    return OmegaConf.to_container(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), resolve=False)  # type: ignore[return-value]
 
 
 def _resolved(parts: dict[str, Any]) -> DictConfig:
@@ -314,9 +308,7 @@ def _load_user(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     bases = [base] if isinstance(base, str) else list(base or ())
     if "imports" in loaded:
         modules = [loaded.imports] if isinstance(loaded.imports, str) else list(loaded.imports or ())
-        loaded.imports = [
-            str(path.parent / resolve(item)) if item.endswith(".py") else item for item in modules
-        ]
+        loaded.imports = [str(path.parent / resolve(item)) if item.endswith(".py") else item for item in modules]
     merged = OmegaConf.create({})
     for item in bases:
         merged = _merge(merged, _load_user(path.parent / resolve(item), (*seen, path)), path)

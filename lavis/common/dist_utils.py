@@ -80,9 +80,7 @@ def init_distributed(cfg: Any) -> torch.device:
     if world_size == 1 or dist.is_initialized():
         return device
     if not cfg.get("distributed", True):
-        raise ConfigError(
-            f"run.distributed is false, but {world_size} processes were started; start one, or set it to true"
-        )
+        raise ConfigError(f"run.distributed is false, but {world_size} processes were started; start one, or set it to true")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         init_method=cfg.get("dist_url") or "env://",

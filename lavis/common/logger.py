@@ -26,13 +26,10 @@ def setup_logging(output_dir: str | Path | None = None, *, rank: int = 0) -> Non
     created."""
     handler = logging.StreamHandler(sys.stderr)
     prefix = "" if rank == 0 else f"[rank {rank}] "
-    handler.setFormatter(
-        logging.Formatter(f"%(asctime)s %(levelname).1s {prefix}%(message)s", "%m-%d %H:%M:%S")
-    )
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {prefix}%(message)s", "%m-%d %H:%M:%S"))
     root = logging.getLogger("lavis")
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    root.propagate = False
     if output_dir is not None and rank == 0:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
 
@@ -74,11 +71,7 @@ class JsonlLog:
             self.lines = 0
 
     def _read(self) -> list[str]:
-        return [
-            line
-            for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            if line.endswith("\n")
-        ]
+        return [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
 def jsonable(value: Any) -> Any:
@@ -136,9 +129,7 @@ class SmoothedValue:
 
     def synchronize_between_processes(self) -> None:
         """Totals over all processes; the window stays this process's own."""
-        total, count = dist_utils.all_reduce_sum(
-            torch.tensor([self.total, self.count], dtype=torch.float64)
-        ).tolist()
+        total, count = dist_utils.all_reduce_sum(torch.tensor([self.total, self.count], dtype=torch.float64)).tolist()
         self.total, self.count = total, int(count)
 
     @property
@@ -162,9 +153,7 @@ class SmoothedValue:
         return self.window[-1] if self.window else 0.0
 
     def __str__(self) -> str:
-        return self.fmt.format(
-            median=self.median, avg=self.avg, global_avg=self.global_avg, max=self.max, value=self.value
-        )
+        return self.fmt.format(median=self.median, avg=self.avg, global_avg=self.global_avg, max=self.max, value=self.value)
 
 
 class MetricLogger:
@@ -191,9 +180,11 @@ class MetricLogger:
     def __str__(self) -> str:
         return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items())
 
-    def log_every(self, iterable: Iterable[T], print_freq: int, header: str = "") -> Iterator[T]:
-        """Yield the items; every ``print_freq`` of them log where we are, the meters, and the time left."""
-        total = len(iterable) if isinstance(iterable, Sized) else None
+    def log_every(self, iterable: Iterable[T], print_freq: int, header: str = "", *, total: int | None = None) -> Iterator[T]:
+        """Yield the items; every ``print_freq`` of them log where we are, the meters, and the time left (of ``total``
+        items, by default the iterable's length)."""
+        if total is None:
+            total = len(iterable) if isinstance(iterable, Sized) else None
         start = time.perf_counter()
         for index, item in enumerate(iterable):
             yield item
@@ -201,11 +192,7 @@ class MetricLogger:
                 each = (time.perf_counter() - start) / (index + 1)
                 left = f"eta: {clock(each * (total - index - 1))}" if total is not None else ""
                 where = f"{header} [{index + 1}/{total if total is not None else '?'}]"
-                logger.info(
-                    self.delimiter.join(
-                        part for part in (where, left, str(self), f"time: {each:.4f}") if part
-                    )
-                )
+                logger.info(self.delimiter.join(part for part in (where, left, str(self), f"time: {each:.4f}") if part))
 
 
 def clock(seconds: float) -> str:

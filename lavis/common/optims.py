@@ -63,9 +63,7 @@ class LinearWarmupCosineLR(LRScheduler):
     """Half a cosine from init_lr at epoch 0 to min_lr at max_epoch."""
 
     def after_warmup(self, epoch: int) -> float:
-        return (self.init_lr - self.min_lr) * 0.5 * (
-            1.0 + math.cos(math.pi * epoch / self.max_epoch)
-        ) + self.min_lr
+        return (self.init_lr - self.min_lr) * 0.5 * (1.0 + math.cos(math.pi * epoch / self.max_epoch)) + self.min_lr
 
 
 @registry.register_lr_scheduler("linear_warmup_step_lr")
@@ -105,9 +103,7 @@ def build_optimizer(model: Any, run_cfg: Any) -> torch.optim.AdamW:
     """
     for name, param in model.named_parameters():
         if param.requires_grad and param.dtype == torch.float16:
-            raise ConfigError(
-                f"parameter {name} is trainable and float16; freeze that part or choose fp32 for it"
-            )
+            raise ConfigError(f"parameter {name} is trainable and float16; freeze that part or choose fp32 for it")
     scale = {} if run_cfg.lr_layer_decay == 1 else {"lr_scale": run_cfg.lr_layer_decay}
     groups = model.get_optimizer_params(weight_decay=float(run_cfg.weight_decay), **scale)
     if not any(group["params"] for group in groups):

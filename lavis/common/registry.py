@@ -31,9 +31,7 @@ HOMES = {
 def _modules_under(name: str) -> Iterator[str]:
     module = importlib.import_module(name)
     yield name
-    for info in sorted(
-        pkgutil.iter_modules(getattr(module, "__path__", []), name + "."), key=lambda info: info.name
-    ):
+    for info in sorted(pkgutil.iter_modules(getattr(module, "__path__", []), name + "."), key=lambda info: info.name):
         if info.ispkg:
             yield from _modules_under(info.name)
         else:
@@ -112,9 +110,7 @@ class Registry:
         if name not in table:
             self._search(kind)
         if name not in table:
-            failed = "".join(
-                f" ({module} was not searched: {why})" for module, why in self._failed[kind].items()
-            )
+            failed = "".join(f" ({module} was not searched: {why})" for module, why in self._failed[kind].items())
             raise UnknownNameError(unknown(kind, name, table) + failed)
         return table[name]
 

@@ -35,9 +35,7 @@ class BaseDatasetBuilder:
     DATASET_CONFIG_DICT: ClassVar[dict[str, str]] = {}
     split_keys: ClassVar[tuple[str, ...]] = ("storage", "dataset_repeat_num", "url", "md5")
 
-    def __init__(
-        self, cfg: Mapping[str, Any] | DictConfig | None = None, *, cache_root: str | Path | None = None
-    ) -> None:
+    def __init__(self, cfg: Mapping[str, Any] | DictConfig | None = None, *, cache_root: str | Path | None = None) -> None:
         full = OmegaConf.to_container(merge_dataset_config(self.name, cfg), resolve=True)
         assert isinstance(full, dict)
         self.config: dict[str, Any] = {str(key): value for key, value in full.items()}
@@ -81,15 +79,11 @@ class BaseDatasetBuilder:
                 **self._sources(root, vis_processor, text_processor),
             )
             dataset.check_usable()
-            logger.info(
-                "dataset %s, %s: %d samples of modality %s", self.name, split, len(dataset), self.modality
-            )
+            logger.info("dataset %s, %s: %d samples of modality %s", self.name, split, len(dataset), self.modality)
             datasets[split] = dataset
         return datasets
 
-    def _sources(
-        self, root: Path, vis_processor: BaseProcessor, text_processor: BaseProcessor
-    ) -> dict[str, Any]:
+    def _sources(self, root: Path, vis_processor: BaseProcessor, text_processor: BaseProcessor) -> dict[str, Any]:
         """What the dataset classes take beside the annotation: folders and processors."""
         return {"vis_processor": vis_processor, "text_processor": text_processor, "vis_root": root}
 
@@ -126,9 +120,7 @@ class BaseDatasetBuilder:
         available = [split for split in self._annotations() if self._split(split)["storage"]]
         if splits is None:
             if not available:
-                raise ConfigError(
-                    f"{self._key('build_info', 'annotations')}: no split has a storage; give it a path"
-                )
+                raise ConfigError(f"{self._key('build_info', 'annotations')}: no split has a storage; give it a path")
             return available
         wanted = list(splits)
         for split in wanted:
@@ -243,7 +235,5 @@ def load_dataset(
         builder.config["build_info"].setdefault(builder.config["data_type"], {})["storage"] = str(vis_path)
     for kind in ("vis_processor", "text_processor"):
         stages = builder.config.get(kind) or {}
-        builder.config[kind] = {
-            stage: stages.get(stage) or {"name": "identity"} for stage in ("train", "eval")
-        }
+        builder.config[kind] = {stage: stages.get(stage) or {"name": "identity"} for stage in ("train", "eval")}
     return builder.build_datasets()

@@ -109,9 +109,7 @@ class ImageDataset(BaseDataset):
         try:
             with Image.open(path) as picture:
                 return picture.convert("RGB")
-        except (
-            Exception
-        ) as error:  # a broken file makes Pillow's decoders raise almost anything; it costs this row only
+        except Exception as error:  # a broken file makes Pillow's decoders raise almost anything; it costs this row only
             raise BadSample(f"broken image: {path} ({type(error).__name__}: {error})") from error
 
     def load_picture_and_text(self, row: Row, rng: np.random.RandomState) -> tuple[Sample, tuple[int, int]]:

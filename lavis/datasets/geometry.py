@@ -9,15 +9,11 @@ to the picture, truncate to whole pixels, divide by the size of the picture as i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
-
-Boxes = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.generic]
+from numpy.typing import ArrayLike, NDArray
 
 
-def as_boxes(boxes: Boxes) -> NDArray[np.float64]:
+def as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
     """Boxes as float64 [..., 4]; ValueError unless each is 4 finite numbers."""
     try:
         array = np.asarray(boxes)
@@ -31,34 +27,34 @@ def as_boxes(boxes: Boxes) -> NDArray[np.float64]:
     return array
 
 
-def xywh_to_xyxy(boxes: Boxes) -> NDArray[np.float64]:
+def xywh_to_xyxy(boxes: ArrayLike) -> NDArray[np.float64]:
     """[..., 4] left, top, width, height -> left, top, right, bottom, in the unit of the input."""
     array = as_boxes(boxes)
     return np.concatenate([array[..., :2], array[..., :2] + array[..., 2:]], axis=-1)
 
 
-def clamp(boxes: Boxes, width: float, height: float) -> NDArray[np.float64]:
+def clamp(boxes: ArrayLike, width: float, height: float) -> NDArray[np.float64]:
     """xyxy boxes [..., 4] cut to a picture of `width` x `height`, all in one unit."""
     return np.clip(as_boxes(boxes), 0.0, np.array([width, height, width, height], dtype=np.float64))
 
 
-def truncate(boxes: Boxes) -> NDArray[np.float64]:
+def truncate(boxes: ArrayLike) -> NDArray[np.float64]:
     """Boxes [..., 4] in pixels cut towards zero to whole pixels."""
     return np.trunc(as_boxes(boxes))
 
 
-def normalise(boxes: Boxes, width: float, height: float) -> NDArray[np.float64]:
+def normalise(boxes: ArrayLike, width: float, height: float) -> NDArray[np.float64]:
     """xyxy boxes [..., 4] in pixels -> shares of a picture of `width` x `height` pixels."""
     return as_boxes(boxes) / np.array([width, height, width, height], dtype=np.float64)
 
 
-def is_empty(boxes: Boxes) -> NDArray[np.bool_]:
+def is_empty(boxes: ArrayLike) -> NDArray[np.bool_]:
     """[...] True where an xyxy box [..., 4] has no area."""
     array = as_boxes(boxes)
     return np.asarray((array[..., 2] <= array[..., 0]) | (array[..., 3] <= array[..., 1]))
 
 
-def pixel_boxes_to_normalised(boxes: Boxes, width: int, height: int) -> NDArray[np.float32]:
+def pixel_boxes_to_normalised(boxes: ArrayLike, width: int, height: int) -> NDArray[np.float32]:
     """xyxy boxes [..., 4] in pixels of a picture of `width` x `height` -> float32 in [0, 1], as the models
     read them.
 
@@ -68,13 +64,11 @@ def pixel_boxes_to_normalised(boxes: Boxes, width: int, height: int) -> NDArray[
     empty = is_empty(whole)
     if empty.any():
         bad = as_boxes(boxes).reshape(-1, 4)[np.flatnonzero(empty.reshape(-1))[0]].tolist()
-        raise ValueError(
-            f"box {bad} (x1, y1, x2, y2) has no area left in a picture of {width} x {height} pixels"
-        )
+        raise ValueError(f"box {bad} (x1, y1, x2, y2) has no area left in a picture of {width} x {height} pixels")
     return normalise(whole, width, height).astype(np.float32)
 
 
-def region_id(image_id: object, xywh: Boxes) -> str:
+def region_id(image_id: object, xywh: ArrayLike) -> str:
     """The published id of a region: `<image_id>_box_<x>_<y>_<w>_<h>` with the numbers of the xywh box cut to
     ints."""
     array = as_boxes(xywh)

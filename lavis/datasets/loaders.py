@@ -76,9 +76,7 @@ class _PlannedBatches(Sampler[list[Key]]):
             yield [(epoch, int(index)) for index in order[low:high]]
 
 
-def _data_loader(
-    dataset: Dataset[Any], batches: Sampler[list[Key]], *, num_workers: int, keep_workers: bool
-) -> DataLoader[Any]:
+def _data_loader(dataset: Dataset[Any], batches: Sampler[list[Key]], *, num_workers: int, keep_workers: bool) -> DataLoader[Any]:
     """A torch DataLoader over planned batches. It has a generator of its own, so making one draws nothing
     from the global one. Each worker computes on one thread, as torch sets it."""
     collate: Callable[[Any], Any] = getattr(dataset, "collater", default_collate)
@@ -118,9 +116,7 @@ class TaskLoader:
             raise ValueError(f"{given}; accepted: 1 or more, 0 or more, a rank below the number of processes")
         if self._size < world_size:
             name = getattr(dataset, "name", type(dataset).__name__)
-            raise ValueError(
-                f"dataset {name} has {self._size} samples, fewer than the {world_size} processes"
-            )
+            raise ValueError(f"dataset {name} has {self._size} samples, fewer than the {world_size} processes")
         if hasattr(dataset, "set_seed"):
             dataset.set_seed(seed)
         self.dataset, self.batch_size, self.seed, self.drop_last = dataset, batch_size, seed, drop_last
@@ -180,13 +176,12 @@ class TaskLoader:
         return count_batches(samples, batch_size=self.batch_size, world_size=self.world_size)
 
     def _run(self) -> Iterator[Batch]:
-        sizes = {"batch_size": self.batch_size, "world_size": self.world_size}
+        rank, world_size = self.rank, self.world_size  # not self: a cycle would keep the workers alive
+        sizes = {"batch_size": self.batch_size, "world_size": world_size}
         bounds = partial(batch_bounds, self._done, self._end, **sizes)
         self._planned.epoch = self._epoch
         self._planned.order = epoch_order(self._size, seed=self.seed, epoch=self._epoch)
-        self._planned.bounds = lambda: (
-            share(bound, rank=self.rank, world_size=self.world_size) for bound in bounds()
-        )
+        self._planned.bounds = lambda: (share(bound, rank=rank, world_size=world_size) for bound in bounds())
         for batch, (_, high) in zip(self._loader, bounds(), strict=True):
             self._done = high
             yield batch
@@ -278,7 +273,5 @@ def eval_loader(
     low, high = share((0, len(dataset)), rank=rank, world_size=world_size)  # type: ignore[arg-type]
     planned = _PlannedBatches()
     planned.order = range(high)
-    planned.bounds = lambda: (
-        (start, min(start + batch_size, high)) for start in range(low, high, batch_size)
-    )
+    planned.bounds = lambda: ((start, min(start + batch_size, high)) for start in range(low, high, batch_size))
     return _data_loader(dataset, planned, num_workers=num_workers, keep_workers=False)

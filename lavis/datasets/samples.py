@@ -245,9 +245,7 @@ class BaseDataset(Dataset[Sample]):
             except BadSample as failure:
                 error = failure
         files = ", ".join(str(path) for path in self.files)
-        raise AnnotationError(
-            f"{files}: {MAX_REPLACEMENTS} rows drawn, none can be used (the last: {error.reason})"
-        )
+        raise AnnotationError(f"{files}: {MAX_REPLACEMENTS} rows drawn, none can be used (the last: {error.reason})")
 
     def row_label(self, index: int) -> str:
         """Where row `index` stands: its file's name and its place there."""
@@ -275,9 +273,7 @@ class BaseDataset(Dataset[Sample]):
                     reasons.append(f"{self.row_label(row)}: {error.reason}")
             else:
                 if reasons:
-                    raise AnnotationError(
-                        f"{path}: no usable row among {len(reasons)}; {'; '.join(reasons[:3])}"
-                    )
+                    raise AnnotationError(f"{path}: no usable row among {len(reasons)}; {'; '.join(reasons[:3])}")
 
     # Reading
 

@@ -1,8 +1,8 @@
 """Character classes and word lists of the PTB tokenizer (lavis/evaluation/tokenizer.py).
 
-Provenance: measured, character by character and word by word, from the output of Stanford's PTBTokenizer 3.4.1
-as pycocoevalcap calls it. The classes are those of the Unicode version it was built with, so they are listed here
-rather than asked of the running Python, whose tables grow. Code points above U+FFFF are in no class.
+Provenance: measured, character by character and word by word, from the output of Stanford's PTBTokenizer
+3.4.1 as pycocoevalcap calls it. The classes are those of the Unicode version it was built with, so they are
+listed here rather than asked of the running Python, whose tables grow. Code points above U+FFFF are in none.
 """
 
 from __future__ import annotations
@@ -65,36 +65,54 @@ ff5b-ff65 ffe0-ffe1 ffe5-ffe6
 
 def _ranges(text: str) -> str:
     """Hexadecimal code points and ranges -> the inside of a regular expression's character class."""
-    pairs = [(item.partition("-")[0], item.partition("-")[2]) for item in text.split()]
-    return "".join(f"\\u{int(low, 16):04x}" + (f"-\\u{int(high, 16):04x}" if high else "") for low, high in pairs)
+    pairs = [item.split("-") for item in text.split()]
+    return "".join("-".join(f"\\u{int(point, 16):04x}" for point in pair) for pair in pairs)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
 
 ALNUM = "0-9A-Za-z" + _ranges(_ALNUM)  # letters and digits
 DIGITS = "0-9" + _ranges(_DIGITS)
 MARKS = _ranges(_MARKS)  # combining marks and a few signs: part of a word, not of a hyphenated thing
-SYMBOLS = r"!#$%&'*+,./:;<=>?@\\^_`|~\-" + _ranges(_SYMBOLS)  # each a token of its own where nothing longer matches
+SYMBOLS = r"!#$%&'*+,./:;<=>?@\\^_`|~\-" + _ranges(_SYMBOLS)  # a token each, where nothing longer matches
 
-# Words that keep their full stop, in any case. A letter may follow those of the second list ("etc.s" is two tokens).
-TITLE_ABBREVIATIONS = """
-adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov
-govs hon insp invt jos lieut lt maj messrs mfg mlle mme mr mrs ms msgr mt mtg natl pfc ph pres prof profs pvt rep reps
-rev sen sens sfc sgt spc st ste supt supts treas vs wm
-""".split()
-ENDING_ABBREVIATIONS = """
-al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb fla fri
-ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc ppte ppty
-pptes pptys pte ptes pty ptys rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
-""".split()
-CAPITAL_ABBREVIATIONS = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash".split()  # a small first letter makes them words
+# Words that keep their full stop, in any case. After those of the second list a single letter is a token of its
+# own ("etc.s" is two tokens). Of the patterns some letters must be small, and of the third list the first a capital.
+TITLE_ABBREVIATIONS = _words("""
+adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen
+gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep
+reps rev sen sens sfc sgt spc st ste supt supts treas vs wm
+""")
+ENDING_ABBREVIATIONS = _words("""
+al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb
+fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn
+plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
+""")
+CAPITAL_ABBREVIATIONS = _words("Ark Az Del Ill La Mass Miss Ore Pa Tex Wash")
+TITLE_PATTERN, ENDING_PATTERN = "[mM][ft][gG]", "[pP]{1,2}[tT][ye][sS]?"
+PATTERN_ABBREVIATIONS = _words("mfg mtg pte ptes pty ptys ppte pptes ppty pptys")  # what the patterns match
+NUMBER_ABBREVIATIONS = _words("art ca fig figs no nos op pp prop")  # before a digit only
 
-FILE_EXTENSIONS = "3gp bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png ppt ps py sql tar txt wav x xml zip".split()
+# After one letter and a full stop, one of these with a capital begins a new sentence.
+SENTENCE_STARTERS = _words("""
+A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once
+One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You
+""")
 
-REWRITES = {  # whole tokens with another spelling
-    "&amp;": "&", "&lt;": "<", "&gt;": ">", "\u00a2": "cents", "\u00a3": "#", "\u0080": "$", "\u00a4": "$",
-    "\u20a0": "$", "\u20ac": "$", "\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3",
-}
+FILE_EXTENSIONS = _words("""
+bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png ppt ps py
+sql tar txt wav x xml zip
+""")
+
+# Whole tokens with another spelling.
+REWRITES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "\u00a2": "cents", "\u00a3": "#"}
+REWRITES |= dict.fromkeys("\u0080\u00a4\u20a0\u20ac", "$")
+REWRITES |= {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
+
 BRACKETS = {"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"}
-QUOTES = {
-    "\u0091": "`", "\u2018": "`", "\u201b": "`", "\u2039": "`", "\u0092": "'", "\u2019": "'", "\u203a": "'",
-    "\u0093": "``", "\u201c": "``", "\u00ab": "``", "\u0094": "\'\'", "\u201d": "\'\'", "\u00bb": "\'\'", "&apos;": "'",
-}
+
+QUOTES = {"&apos;": "'"}
+QUOTES |= dict.fromkeys("\u0091\u2018\u201b\u2039", "`") | dict.fromkeys("\u0092\u2019\u203a", "'")
+QUOTES |= dict.fromkeys("\u0093\u201c\u00ab", "``") | dict.fromkeys("\u0094\u201d\u00bb", "''")

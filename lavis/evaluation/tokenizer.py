@@ -1,15 +1,16 @@
 """Penn Treebank tokens of captions, as pycocoevalcap makes them, without Java.
 
 Provenance: pycocoevalcap (github.com/salaniz/pycocoevalcap) calls Stanford's PTBTokenizer 3.4.1 with
-`-preserveLines -lowerCase` and drops punctuation tokens. This module gives the same tokens; its rules were written
-and checked against that program's output (tests/evaluation/test_tokenizer_java.py asks it again where Java is).
+`-preserveLines -lowerCase` and drops punctuation tokens. This module gives the same tokens; its rules were
+written and checked against that program's output (tests/evaluation/test_tokenizer.py asks it again where Java
+is).
 
-How it works: at every position all rules are tried and the longest match wins, the first rule on a tie. A rule's
-group 1 is the token; what it matches after the group is context: it counts as length and is read again.
-Characters that no rule knows (emoji, for one) are dropped, as there.
+How it works: at every position all rules are tried and the longest match wins, the first rule on a tie. A
+rule's group 1 is the token; what it matches after the group is context: it counts as length and is read
+again. Characters that no rule knows (emoji, for one) are dropped, as there.
 
-One thing differs on purpose: a character that ends a line (CR, VT, FF, U+2028, U+2029) inside a caption is a space
-here. There it splits the caption in two, and every later caption is then given to the wrong image.
+One thing differs on purpose: a character that ends a line (CR, VT, FF, U+2028, U+2029) inside a caption is a
+space here. There it splits the caption in two, and every later caption is then given to the wrong image.
 """
 
 from __future__ import annotations
@@ -35,26 +36,47 @@ class _Rule(NamedTuple):
 
 def tokenize(caption: str) -> list[str]:
     """Caption -> lower-case tokens without punctuation. A token holds no plain space."""
-    return _tokenize(caption).split(" ") if _tokenize(caption) else []
+    tokens = _tokenize(caption, "\n")
+    return tokens.split(" ") if tokens else []
 
 
 def tokenize_captions(captions: Mapping[Any, Sequence[str]]) -> dict[Any, list[str]]:
-    """{id: captions} -> {id: tokenised captions, tokens joined by one space}: what pycocoevalcap's scorers read."""
-    return {key: [_tokenize(caption) for caption in values] for key, values in captions.items()}
+    """{id: captions} -> {id: tokenised captions, tokens joined by a space}: what pycocoevalcap's scorers read.
+
+    pycocoevalcap tokenises all captions as the lines of one file, and some rules look beyond the end of a line:
+    in "vitamin c." the last token keeps its stop unless the next caption begins with "A" or "The"; a smiley
+    that ends the last caption is not one. The order of the mapping therefore counts, as there.
+    """
+    lines = [caption for values in captions.values() for caption in values]
+    tokens = iter([_tokenize(line, _following(lines, index)) for index, line in enumerate(lines)])
+    return {key: [next(tokens) for _ in values] for key, values in captions.items()}
+
+
+def _following(lines: Sequence[str], index: int) -> str:
+    """As much of the text after a line as a rule may look at."""
+    if index + 1 == len(lines):
+        return ""
+    if not _OPEN_END.search(lines[index]):
+        return "\n"
+    rest = "\n".join(_one_line(line) for line in lines[index + 1 : index + 9])
+    return "\n" + rest[:32] + ("\n" if index + 9 < len(lines) else "")
+
+
+def _one_line(caption: str) -> str:
+    return re.sub("[\n\r\v\f\u2028\u2029]", " ", caption)
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def _tokenize(caption: str) -> str:
+def _tokenize(caption: str, following: str) -> str:
     """One caption -> its tokens joined by spaces."""
-    words = _plain_words(caption)
+    words: Iterable[str] | None = _plain_words(caption)
     if words is None:
-        text = re.sub("[\n\r\v\f\u2028\u2029]", " ", caption)
-        words = [word.lower() for word in _lex(text)]
+        words = (word.lower() for word in _lex(_one_line(caption), following))
     return " ".join(word for word in words if word not in PUNCTUATION)
 
 
 def _plain_words(caption: str) -> list[str] | None:
-    """Words of a caption of unaccented words, spaces, commas and full stops only; None where a rule might apply."""
+    """Words of a caption that is only unaccented words, commas and full stops; None where a rule might apply."""
     words = []
     for chunk in caption.split(" "):
         match = _PLAIN.fullmatch(chunk)
@@ -68,17 +90,26 @@ def _plain_words(caption: str) -> list[str] | None:
     return words
 
 
+_OPEN_END = re.compile(r"[A-Za-z]\.\s*\Z")
 _PLAIN = re.compile("([A-Za-z]*)([.,]?)")
 _SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "gimme", "lemme", "wanna"])
 _ABBREVIATIONS = frozenset(
-    [*tables.TITLE_ABBREVIATIONS, *tables.ENDING_ABBREVIATIONS, *map(str.lower, tables.CAPITAL_ABBREVIATIONS)]
+    word.lower()
+    for words in (
+        tables.TITLE_ABBREVIATIONS,
+        tables.ENDING_ABBREVIATIONS,
+        tables.CAPITAL_ABBREVIATIONS,
+        tables.NUMBER_ABBREVIATIONS,
+        tables.PATTERN_ABBREVIATIONS,
+    )
+    for word in words
 )
 
 
-def _lex(text: str) -> Iterable[str]:
-    """All tokens of one line, punctuation included, letters as written."""
+def _lex(text: str, following: str = "\n") -> Iterable[str]:
+    """All tokens of one line, punctuation included, letters as written; what follows is only looked at."""
     end = len(text)
-    text += "\n\n"  # some rules look two characters ahead; a line is followed by others
+    text += following
     position = 0
     while position < end:
         best, best_end, best_rule = None, position, None
@@ -108,11 +139,13 @@ def _candidates(character: str) -> tuple[_Rule, ...]:
 def _rules() -> tuple[_Rule, ...]:
     """Every rule in order of precedence (compiled on first use)."""
     rules = (*_word_rules(), *_address_rules(), *_number_rules(), *_abbreviation_rules(), *_mark_rules())
-    return tuple(_Rule(starts, re.compile(pattern), rewrite) for starts, pattern, rewrite in rules)
+    return tuple(_Rule(starts, re.compile(pattern, re.ASCII), rewrite) for starts, pattern, rewrite in rules)
 
 
-# Pieces that several rules share. Patterns are ordered and greedy, so where one alternative is a prefix of another the
-# longer stands first, or the alternatives are rules of their own.
+# Pieces that several rules share. Patterns are ordered and greedy, so where one alternative is a prefix of
+# another the longer stands first, or the alternatives are rules of their own.
+_SPACE = "[ \t\u00a0\u2000-\u200a\u3000]"
+_SPACE_OR_END = "[ \t\u00a0\u2000-\u200a\u3000\n\u0085]"
 _L, _D, _ANY = "\ue000", "\ue001", "\ue002"
 _Rules = Iterable[tuple[str, str, Callable[[str], str] | None]]
 _ENTITY = r"&[aeiouAEIOU](?:acute|grave|uml);"  # a letter written as an HTML entity
@@ -142,6 +175,10 @@ def _soft_hyphens(token: str) -> str:
     return token.replace("\u00ad", "") or "-"
 
 
+def _ampersands(token: str) -> str:
+    return token.replace("&amp;", "&")
+
+
 def _apostrophes(token: str) -> str:
     return re.sub("[\u0091\u2018\u201b]", "`", re.sub(_APOSTROPHE, "'", token))
 
@@ -164,6 +201,10 @@ def _replace(token: str, table: Mapping[str, str]) -> str:
     return token
 
 
+def _nothing(_: str) -> str:
+    return ""
+
+
 def _always(token: str) -> Callable[[str], str]:
     return lambda _: token
 
@@ -179,10 +220,10 @@ def _word_rules() -> _Rules:
     yield "<", rf"(<(?:[!?][A-Za-z-][^>\r\n]*|{name}(?: +{name}(?: *= *{value})?)* */?|/{name}) *>)", _spaces
     yield "&", "(&(?:MD|mdash|ndash);)", _always("--")
     yield "\u0096\u0097\u2013\u2014\u2015", "(.)", _always("--")
-    yield "&", "(&nbsp;)", _always("")
+    yield "&", "(&nbsp;)", _nothing
     yield "&", "(&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)", None
     yield _L + "&", f"({_WORD}){_CONTRACTION}", _soft_hyphens
-    yield _L, f"([A-Za-z\u00ad]*[A-MO-Za-mo-z]){_NOT}", _soft_hyphens
+    yield _L, f"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*){_NOT}", _soft_hyphens
     yield _L + "&", f"({_WORD})", _soft_hyphens
     yield _STRAIGHT + "nN", f"({_APOSTROPHE}[nN]{_APOSTROPHE}?)", None  # rock 'n' roll
     yield "lLdDjJ", f"([lLdDjJ]{_APOSTROPHE})", None
@@ -195,13 +236,13 @@ def _word_rules() -> _Rules:
     yield "'cneslCNESL", "((?i:cont'd\\.|cont'd|'twas|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l))", None
     yield "oO", f"([oO]{_APOSTROPHE_OR_TICK}[oO])", None
     yield "yY", f"([yY]{_APOSTROPHE}){_PLAIN_LETTER}", None
-    yield _STRAIGHT, rf"({_APOSTROPHE}[0-9][0-9])\s", None  # '90
+    yield _STRAIGHT, rf"({_APOSTROPHE}[0-9][0-9]){_SPACE_OR_END}", None  # '90
 
 
 def _address_rules() -> _Rules:
     """Web and mail addresses, names and tags with @ and #."""
     rest = r"""[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},-]"""
-    label = r"""[^ \t\n\f\r"`'<>|.!?(){},-_$]+\."""  # a range from comma to underscore: no capitals, no digits
+    label = r"""[^ \t\n\f\r"`'<>|.!?(){},-_$]+\."""  # the range from comma to underscore holds A-Z and 0-9
     yield "hH", r"""((?i:https?)://[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},-])""", None
     yield "w", rf"(www\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}(?:/{rest})?)", None
     yield _ANY, f"((?:{label})+(?:com|net|org|edu)(?:/{rest})?)", None
@@ -217,11 +258,13 @@ def _number_rules() -> _Rules:
     yield "nN", f"({_NOT})", _apostrophes
     yield _D, f"({_DIGIT}{{1,2}}[-/]{_DIGIT}{{1,2}}[-/]{_DIGIT}{{2,4}})", None
     yield _D + "-+.:,\u00ad\u066b\u066c", f"([-+]?{_NUMBER})", _soft_hyphens
-    yield _ANY, "([\u207a\u207b\u208a\u208b]?(?:[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+|[\u2080-\u2089]+))", None
+    raised, lowered = "[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+", "[\u2080-\u2089]+"
+    yield _ANY, f"([\u207a\u207b\u208a\u208b]?(?:{raised}|{lowered}))", None
     digits = f"{_DIGIT}{{1,4}}"
     yield _D, rf"((?:{digits}[- \u00a0])?{digits}(?:\\?/|\u2044){digits})", _spaces
     brackets = "(?i:RRB|LRB|RCB|LCB|RSB|LSB)"
-    yield "-CcpaSs", rf"(-{brackets}-|C\.D\.s|[cC]ap'n|c'est|pro-|anti-|[sS](?:&amp;|&)(?:[pP]-500|[lL]s))", None
+    yield "-CcpaSs", rf"(-{brackets}-|C\.D\.s|[cC]ap'n|c'est|pro-|anti-)", None
+    yield "sS", "([sS](?:&amp;|&)(?:[pP]-500|[lL]s))", None
     path = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
     yield _L + _D, rf"({path}(?:\\?/{path}){{1,2}})", None  # and/or
     yield _L + "$#", r"([A-Z]*\$|#)", None
@@ -229,31 +272,36 @@ def _number_rules() -> _Rules:
 
 def _abbreviation_rules() -> _Rules:
     """Words that keep their full stop; hyphenated things, file names, C++."""
-    ending = [f"(?i:{word})" for word in tables.ENDING_ABBREVIATIONS]
-    ending += [f"{word}|{word.upper()}" for word in tables.CAPITAL_ABBREVIATIONS]
+    ending = [f"(?i:{word})" for word in tables.ENDING_ABBREVIATIONS] + [tables.ENDING_PATTERN]
+    ending += [f"{word[0]}(?i:{word[1:]})" for word in tables.CAPITAL_ABBREVIATIONS]
+    titles = [f"(?i:{word})" for word in tables.TITLE_ABBREVIATIONS] + [tables.TITLE_PATTERN]
     yield _L, rf"((?:{'|'.join(ending)})\.)(?s:..)", None
-    yield _L, rf"((?i:{'|'.join(tables.TITLE_ABBREVIATIONS)}|a\.k\.a|[a-z])\.)", None
+    starters = "|".join(f"{word[0]}(?i:{word[1:]})" for word in tables.SENTENCE_STARTERS)
+    yield _L, rf"([A-Za-z])\.{_SPACE_OR_END}+(?:{starters}){_SPACE_OR_END}", None  # vitamin C. The
+    yield _L, rf"((?i:{'|'.join(tables.NUMBER_ABBREVIATIONS)})\.){_SPACE}?{_DIGIT}", None
+    yield _L, rf"((?:{'|'.join(titles)}|(?i:a\.k\.a)|[A-Za-z])\.)", None
+    yield _L, rf"((?:{'|'.join(ending)})\.)", None
     yield "pPeE", r"((?i:ph|ed)\.[dD]\.)", None
     yield _L, rf"({_INITIALS}\.)", None
     yield _L, f"({_INITIALS})", None
     yield _L + _D, f"({_THING})", _soft_hyphens
-    yield _L, "([A-Z]+(?:(?:&amp;|[+&])[A-Z]+)+)", None  # AT&T
+    yield _L, "([A-Z]+(?:(?:&amp;|[+&])[A-Z]+)+)", _ampersands  # AT&T
     yield _L + _D, f"({_HYPHENATED})", _soft_hyphens
     extensions = "|".join(sorted(tables.FILE_EXTENSIONS, key=len, reverse=True))
-    yield _L + _D, rf"((?:{_LETTER_OR_DIGIT}+\.)+(?i:{extensions}))[\s.?!,]", None
+    yield _L + _D, rf"((?:{_LETTER_OR_DIGIT}+\.)+(?i:{extensions}))(?:{_SPACE_OR_END}|[.?!,])", None
     yield _L + _D + "&", rf"((?:{_HYPHENATED}|{_THING}|{_WORD})\.)[,;:\u3001]", _soft_hyphens
     yield "cCfF", r"([cC]\+\+|[cCfF]#)", None
 
 
 def _mark_rules() -> _Rules:
     """Telephone numbers, quotes, smileys, brackets, dots, dashes and single signs."""
-    digits = r"[0-9]"
-    phone = rf"(?:\({digits}{{2,3}}\)[ \u00a0]?|(?:\+\+?)?(?:{digits}{{2,4}}[- \u00a0])?{digits}{{2,4}}[- \u00a0])"
-    yield _D + "(+", rf"({phone}{digits}{{3,4}}[- \u00a0]?{digits}{{3,5}})", _brackets
+    yield _ANY, f"({_SPACE}+)", _nothing
+    area = r"(?:\([0-9]{2,3}\)[ \u00a0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])"
+    yield _D + "(+", rf"({area}[0-9]{{3,4}}[- \u00a0]?[0-9]{{3,5}})", _brackets
     yield '"&', '("|&quot;)[A-Za-z0-9$]', _always("``")
     yield '"&', '("|&quot;)', _always("''")
     yield "<>:;=", r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _round_brackets
-    yield _ANY, r"(\([-^x=~<>'][_.]?[-^x=~<>']\)|[-^x=~<>']_[-^x=~<>'])", _brackets
+    yield _ANY, r"(\([-^x=~<>'][-_.]?[-^x=~<>']\)|[-^x=~<>']_[-^x=~<>'])", _brackets
     yield "()[]{}", "(.)", _brackets
     yield ".\u0085\u2026", r"(\.{3,5}|(?:\.[ \u00a0]){2,3}\.|[\u0085\u2026])", _always("...")
     yield "?!", "([?!]+)", None

@@ -40,9 +40,7 @@ class BaseProcessor:
         unknown = sorted(set(options) - set(accepted))
         if unknown:
             keys = ", ".join(["name", *accepted])
-            raise ConfigError(
-                f"processor {cls.__name__} has no option {', '.join(unknown)}; accepted: {keys}"
-            )
+            raise ConfigError(f"processor {cls.__name__} has no option {', '.join(unknown)}; accepted: {keys}")
         return cls(**options)
 
     def build(self: P, **options: Any) -> P:

@@ -43,9 +43,7 @@ class ImageProcessor(BaseProcessor):
             raise ConfigError(f"image_size is {image_size!r}; accepted: a number of pixels of 1 or more")
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != 3:
-                raise ConfigError(
-                    f"{name} is {list(values)}; accepted: one number each for red, green and blue"
-                )
+                raise ConfigError(f"{name} is {list(values)}; accepted: one number each for red, green and blue")
         self.image_size = image_size
         self.normalize = transforms.Normalize(tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD))
 
@@ -68,9 +66,7 @@ class ImageProcessor(BaseProcessor):
 def check_scale(min_scale: float, max_scale: float) -> tuple[float, float]:
     """The least and most share of the area that a crop keeps; ConfigError unless 0 < least <= most."""
     if not 0 < min_scale <= max_scale:
-        raise ConfigError(
-            f"min_scale, max_scale are {min_scale}, {max_scale}; accepted: 0 < min_scale <= max_scale"
-        )
+        raise ConfigError(f"min_scale, max_scale are {min_scale}, {max_scale}; accepted: 0 < min_scale <= max_scale")
     return (float(min_scale), float(max_scale))
 
 
@@ -147,9 +143,7 @@ class BlipTrainProcessor(Blip2TrainProcessor):
         max_scale: float = 1.0,
         flip: bool = True,
     ) -> None:
-        super().__init__(
-            image_size=image_size, mean=mean, std=std, min_scale=min_scale, max_scale=max_scale, flip=flip
-        )
+        super().__init__(image_size=image_size, mean=mean, std=std, min_scale=min_scale, max_scale=max_scale, flip=flip)
         self.steps.append(transforms.RandAugment(num_ops=2, magnitude=5))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from lavis.common import dist_utils
 from lavis.common.logger import JsonlLog, MetricLogger, clock
 from lavis.common.seeding import clear_step, seed_step
-from lavis.datasets.loaders import eval_loader
+from lavis.datasets.loaders import eval_loader, share
 from lavis.runners.step import autocast, to_device
 
 logger = logging.getLogger(__name__)
@@ -38,30 +39,29 @@ def evaluate_dataset(
     """
     start = time.perf_counter()
     shared = bool(run_cfg.use_dist_eval_sampler)
-    rank, world_size = dist_utils.get_rank(), dist_utils.get_world_size()
-    loader = eval_loader(
-        dataset,
-        batch_size=int(run_cfg.batch_size_eval),
-        num_workers=int(run_cfg.num_workers),
-        rank=rank if shared else 0,
-        world_size=world_size if shared else 1,
-    )
+    rank, batch_size = dist_utils.get_rank(), int(run_cfg.batch_size_eval)
+    split = {"rank": rank, "world_size": dist_utils.get_world_size()} if shared else {"rank": 0, "world_size": 1}
+    loader = eval_loader(dataset, batch_size=batch_size, num_workers=int(run_cfg.num_workers), **split)
+    low, high = share((0, len(dataset)), **split)
     was_training = model.training
     model.eval()
     task.before_evaluation(model=model, dataset=dataset)
     rows: list[dict[str, Any]] = []
-    meters = MetricLogger()
+    batches = math.ceil((high - low) / batch_size)
+    shown = MetricLogger().log_every(loader, int(run_cfg.log_freq), f"evaluating {name}", total=batches)
     with dist_utils.single_process(), torch.no_grad():
-        for index, samples in enumerate(meters.log_every(loader, int(run_cfg.log_freq), f"evaluating {name}")):
+        for index, samples in enumerate(shown):
             seed_step(int(run_cfg.seed), index, rank)
             with autocast(run_cfg, device):
                 rows.extend(task.valid_step(model, to_device(samples, device)))
     clear_step()
-    metrics = task.after_evaluation(rows, split_name=name, epoch=epoch, result_dir=output_dir / "result", dataset=dataset)
+    metrics = task.after_evaluation(
+        rows if shared or rank == 0 else [], split_name=name, epoch=epoch, result_dir=output_dir / "result", dataset=dataset
+    )
     model.train(was_training)
     if dist_utils.is_main_process():
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if isinstance(value, float))
-        logger.info("%s, epoch %s: %s (%s)", name, epoch, shown, clock(time.perf_counter() - start))
+        values = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if isinstance(value, float))
+        logger.info("%s, epoch %s: %s (%s)", name, epoch, values, clock(time.perf_counter() - start))
     log = JsonlLog(output_dir / "evaluate.txt", enabled=dist_utils.is_main_process())
     log.write({name: metrics, "epoch": epoch, "dataset": getattr(dataset, "name", "")})
     return metrics

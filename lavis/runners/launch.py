@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,6 +57,7 @@ def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any
 def run_main(action: Callable[[], object]) -> int:
     """Run a command; what a user can put right (configuration, annotations, checkpoints) is told in one
     message on stderr and gives exit code 2. Everything else keeps its traceback."""
+    setup_logging(rank=int(os.environ.get("RANK", 0)))
     try:
         action()
     except (ConfigError, AnnotationError) as error:

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lavis.common import dist_utils
 from lavis.common.checkpoint import list_checkpoints, load_checkpoint_file
 from lavis.common.config import Config, ConfigError
@@ -81,8 +79,10 @@ class RunnerBase:
         self.task.before_training(model=self.model, datasets=self.datasets)
         for epoch in range(self.progress.epoch, self.num_epochs):
             self.train_epoch(epoch)
-            self.validate(epoch)
+            improved = self.validate(epoch)
             self.progress.next_epoch()
+            for name in improved:
+                self.save(f"checkpoint_{name}", epoch=epoch)
             if self.saver.due_after_epoch(epoch + 1, is_last=epoch + 1 == self.num_epochs):
                 self.save(f"checkpoint_{epoch}", epoch=epoch)
         self.report.finish(self.progress, dropped=self._dropped_rows())
@@ -166,21 +166,23 @@ class RunnerBase:
 
     # Evaluation
 
-    def validate(self, epoch: int) -> None:
-        """Evaluate valid_splits every val_freq epochs and after the last, and save the best."""
+    def validate(self, epoch: int) -> list[str]:
+        """Evaluate valid_splits every val_freq epochs and after the last; returns the names of best
+        checkpoints that the present weights have earned. The first evaluation always does, whatever its
+        sign."""
         due = (epoch + 1) % int(self.run_cfg.val_freq) == 0 or epoch + 1 == self.num_epochs
         if not self.run_cfg.valid_splits or not due:
-            return
+            return []
         scores: dict[str, list[float]] = {}
         for name, split, dataset_name, dataset in evaluations(self.datasets, self.run_cfg.valid_splits):
             metrics = self.evaluate_one(dataset, name=name, epoch=epoch)
             scores.setdefault(self.best_name(dataset), []).append(float(metrics["agg_metrics"]))
             self.report.evaluation(metrics, progress=self.progress, split=split, dataset=dataset_name)
-        for name, values in scores.items():
-            value, best = sum(values) / len(values), self.progress.best.get(name)
-            if best is None or value > best["value"]:  # whatever its sign: the first evaluation is always the best so far
-                self.progress.best[name] = {"value": value, "epoch": epoch}
-                self.save(f"checkpoint_{name}", epoch=epoch)
+        means = {name: sum(values) / len(values) for name, values in scores.items()}
+        best = self.progress.best
+        improved = [name for name, value in means.items() if name not in best or value > best[name]["value"]]
+        best.update({name: {"value": means[name], "epoch": epoch} for name in improved})
+        return improved
 
     def evaluate(self, *, epoch: int | str = "best") -> dict[str, dict[str, Any]]:
         """Evaluate test_splits with the weights the model has (of ``run.resume_ckpt_path``, if set); the
@@ -260,8 +262,3 @@ class RunnerBase:
         """Rows left out when the training files were read, per dataset."""
         splits = self.run_cfg.train_splits
         return {name: len(getattr(data, "dropped", ())) for name, _, _, data in evaluations(self.datasets, splits)}
-
-
-def device_name(device: torch.device) -> str:
-    """For the log: the GPU's name, or the CPU with its number of threads."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -108,11 +108,11 @@ def save_result(rows: list[Row], *, result_dir: Path, name: str) -> Path:
 
 def batch_length(samples: Mapping[str, Any]) -> int:
     """B: how many samples a batch holds (its lists and, where there are none, its tensors say so)."""
-    for kind in (list, torch.Tensor):
-        for key, value in samples.items():
-            if isinstance(value, kind) and key != "skipped" and (kind is list or value.dim() > 0):
-                return len(value)
-    raise ValueError(f"a batch without lists or tensors: {listed(samples)}")
+    lists = [value for key, value in samples.items() if isinstance(value, list) and key != "skipped"]
+    tensors = [value for value in samples.values() if isinstance(value, torch.Tensor) and value.dim()]
+    if not lists and not tensors:
+        raise ValueError(f"a batch without lists or tensors: {listed(samples)}")
+    return len((lists or tensors)[0])
 
 
 def _splits_with_files(dataset_cfg: DictConfig) -> list[str] | None:

@@ -121,7 +121,8 @@ def test_no_picture_found_is_an_error_that_names_the_file(folder: Path) -> None:
     ],
 )
 def test_mistakes_are_named(folder: Path, change: dict[str, Any], message: str) -> None:
-    cfg = OmegaConf.merge(config(folder), change)
+    cfg = OmegaConf.create(config(folder))
+    cfg.merge_with(change)
     with pytest.raises(ConfigError, match=message):
         CocoCaptionBuilder(cfg).build_datasets()
 

@@ -62,7 +62,7 @@ def test_missing_and_broken_pictures(tmp_path: Path) -> None:
     train.check_usable()
     reasons = [train[i]["skipped"][0][1].split(":")[0] for i in (1, 2, 3)]
     assert reasons == ["broken image", "broken image", "missing image"]
-    assert all(train[i]["text_input"] == "number 1" for i in range(4))
+    assert all(train[i]["text_input"] == "number 1 jpg" for i in range(4))
 
     test = CaptionEvalDataset(**options(tmp_path, ann, split="test"))
     batch = test.collater([test[i] for i in range(4)])
@@ -112,7 +112,7 @@ def test_pictures_are_decoded_once_for_neighbours(tmp_path: Path, monkeypatch: p
     for name, expected in (("blip_image_eval", 1), ("blip2_image_train", 3)):
         processor = load_processor(name, {"image_size": SIZE})
         dataset = CaptionDataset(**options(tmp_path, ann, vis_processor=processor))
-        decoded = []
+        decoded: list[Path] = []
         decode = dataset._decode
         monkeypatch.setattr(dataset, "_decode", lambda path, d=decode, log=decoded: log.append(path) or d(path))
         for i in range(3):

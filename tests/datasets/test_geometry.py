@@ -7,7 +7,7 @@ from lavis.datasets import geometry
 
 
 def test_conversions_keep_leading_axes() -> None:
-    boxes = [[1, 2, 3, 4], [0.5, 0, 10, 20]]
+    boxes = [[1.0, 2.0, 3.0, 4.0], [0.5, 0.0, 10.0, 20.0]]
     assert geometry.xywh_to_xyxy(boxes).tolist() == [[1, 2, 4, 6], [0.5, 0, 10.5, 20]]
     assert geometry.xywh_to_xyxy(boxes[0]).shape == (4,)
     assert geometry.clamp([[-5, 3, 200, 50]], 100, 40).tolist() == [[0, 3, 100, 40]]
@@ -26,7 +26,7 @@ def test_published_order_of_operations() -> None:
 @pytest.mark.parametrize("box", [[5.2, 1, 5.9, 20], [130, 1, 150, 20], [5, 5, 5, 9], [9, 5, 5, 9]])
 def test_no_area_left(box: list[float]) -> None:
     with pytest.raises(ValueError, match=r"no area left in a picture of 120 x 80 pixels"):
-        geometry.pixel_boxes_to_normalised([[0, 0, 10, 10], box], 120, 80)
+        geometry.pixel_boxes_to_normalised([[0.0, 0.0, 10.0, 10.0], box], 120, 80)
 
 
 @pytest.mark.parametrize("box", [[1, 2, 3], ["1", "2", "3", "4"], [1, 2, 3, None], 7, [[1], [2, 3]]])

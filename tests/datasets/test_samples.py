@@ -92,7 +92,7 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
 
 
 def test_packed_rows() -> None:
-    rows = [{"a": 1}, {"b": ["ü", None]}, {}]
+    rows: list[Row] = [{"a": 1}, {"b": ["ü", None]}, {}]
     packed = PackedRows(iter(rows))
     assert len(packed) == 3 and list(packed) == rows and packed[-2] == rows[1] and packed[1:] == rows[1:]
     assert list(pickle.loads(pickle.dumps(packed))) == rows

@@ -31,7 +31,7 @@ def regionblip(folder: Path) -> Any:
 def test_every_arch_learns_and_captions(arch: str, folder: Path) -> None:
     torch.manual_seed(0)
     model = load_model_from_config(tiny.model_config(folder, arch))
-    batch = tiny.image_batch()
+    batch = tiny.image_batch("image_region" if "image_region" in model.rows else "image")
     optimizer = torch.optim.AdamW(model.get_optimizer_params(weight_decay=0.05), lr=3e-3)
     first = model.train()(batch).loss
     for _ in range(8):
@@ -40,7 +40,7 @@ def test_every_arch_learns_and_captions(arch: str, folder: Path) -> None:
         losses.loss.backward()
         optimizer.step()
     assert model(batch).loss < first
-    captions = model.eval().generate({"image": batch["image"], "modality": "image"}, num_beams=2, max_length=6)
+    captions = model.eval().generate({k: v for k, v in batch.items() if k != "text_input"}, num_beams=2, max_length=6)
     assert len(captions) == 4 and all(isinstance(caption, str) for caption in captions)
 
 

@@ -1,0 +1,88 @@
+"""Make the frozen base of the quickstart: ViT, tokenizers, OPT and BLIP-2, in about an hour on 2 CPU cores.
+
+    make quickstart-base        (python run_scripts/quickstart/make_base.py --output output/quickstart-base)
+
+The base sees single things, collages of them, captions and whole pictures with their captions; never a box of a scene. Its
+scenes are drawn from other seeds than the quickstart's, and from the same training scans. Every stage that is done is kept, so
+the command can be run again. `--install` copies the result to assets/quickstart, where `make quickstart` finds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from lavis.common.checkpoint import load_checkpoint_file
+from lavis.common.config import Config
+from lavis.datasets.quickstart import generate
+from lavis.models import load_model_from_config
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+DATA_SEED, NUM_TRAIN, NUM_TEST = 1, 8000, 100
+log = logging.getLogger("make_base")
+
+
+def export_blip2(checkpoint: Path, target: Path, *, config: Path) -> None:
+    """The trainable weights of a checkpoint under LAVIS BLIP-2's names, in half precision."""
+    model = load_model_from_config(Config.from_file(config).model_cfg)
+    state = load_checkpoint_file(checkpoint)["model"]
+    published = {model.key_map.from_lavis(name, "blip2"): tensor.half().contiguous() for name, tensor in state.items()}
+    save_file(published, target, metadata={"format": "pt"})
+
+
+def run(command: Sequence[str], *, done: Path, **environment: str) -> None:
+    """Run a stage unless the file that it leaves is there."""
+    if done.exists():
+        log.info("kept: %s", done)
+        return
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, cwd=REPOSITORY, env={**os.environ, **environment})
+    log.info("%s took %.0f s", Path(command[0]).name, time.perf_counter() - begin)
+
+
+def make(output: Path) -> None:
+    """All stages in order."""
+    data, base = output / "data", output / "base"
+    if not (data / "annotations" / "vocabulary.json").exists():
+        generate(data, seed=DATA_SEED, num_train=NUM_TRAIN, num_test=NUM_TEST)
+    vit, lm = base / "vit.safetensors", base / "opt" / "model.safetensors"
+    run([str(HERE / "pretrain_vit.py"), "--output", str(vit)], done=vit)
+    run([str(HERE / "pretrain_lm.py"), "--data", str(data), "--output", str(base)], done=lm)
+    config, checkpoint = HERE / "pretrain_blip2.yaml", output / "blip2" / "checkpoint_last.pth"
+    places = {"QUICKSTART_BASE": str(base), "QUICKSTART_DATA": str(data)}
+    run(
+        ["train.py", "--cfg-path", str(config), "--options", f"run.output_dir={output / 'blip2'}"],
+        done=checkpoint,
+        **places,
+    )
+    os.environ.update(places)
+    export_blip2(checkpoint, base / "blip2.safetensors", config=config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/quickstart-base"))
+    parser.add_argument("--install", action="store_true", help="copy the result to assets/quickstart")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    begin = time.perf_counter()
+    make(args.output.resolve())
+    log.info("done in %.0f s: %s", time.perf_counter() - begin, args.output / "base")
+    if args.install:
+        shutil.copytree(args.output / "base", REPOSITORY / "assets" / "quickstart", dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()

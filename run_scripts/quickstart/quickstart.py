@@ -1,0 +1,111 @@
+"""The quickstart: generate data, train RegionBLIP on regions, evaluate, report. What is done is kept.
+
+    make quickstart        (python run_scripts/quickstart/quickstart.py --output output/quickstart)
+
+Stages, each a command of its own that can be repeated by hand (the log shows it):
+  data                 scenes of digits and shapes, in COCO-caption and RefCOCO files
+  region, ablation     train.py, with and without the position of a region (same data, steps and seed)
+  image_before, image  evaluate.py on whole images: the BLIP-2 file alone, and the RegionBLIP checkpoint
+  image_region, no_position   evaluate.py on regions with either checkpoint
+  report               report.json and report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lavis.common.checkpoint import find_latest
+from lavis.datasets.quickstart import generate
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(HERE))
+from quickstart_report import write_report  # noqa: E402  (it lies beside this file)
+
+log = logging.getLogger("quickstart")
+SEED, NUM_TRAIN, NUM_TEST = 42, 3000, 125
+
+
+class Stages:
+    """Runs stages once: `<output>/stages/<name>.json` holds the command of a finished stage and its seconds."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.folder = output / "stages"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.seconds: dict[str, float] = {}
+        self.peak_memory_gb = 0.0
+
+    def run(self, name: str, command: list[str], action: Callable[[], None] | None = None) -> None:
+        """Run `command` (or `action`) unless this very stage is done; its output is shown as it comes."""
+        marker = self.folder / f"{name}.json"
+        if marker.exists() and (done := json.loads(marker.read_text("utf-8")))["command"] == command:
+            log.info("%-14s kept from before (%.0f s then)", name, done["seconds"])
+        else:
+            log.info("%-14s %s", name, " ".join(command))
+            begin = time.perf_counter()
+            if action is not None:
+                action()
+            else:
+                environment = {**os.environ, "QUICKSTART_DATA": str(self.output / "data")}
+                subprocess.run([sys.executable, *command], check=True, cwd=REPOSITORY, env=environment)
+            peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+            done = {"command": command, "seconds": time.perf_counter() - begin, "peak_memory_gb": peak * _RSS_UNIT / 1e9}
+            marker.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+        self.seconds[name] = round(done["seconds"], 1)
+        self.peak_memory_gb = max(self.peak_memory_gb, done["peak_memory_gb"])
+
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
+
+
+def train(stages: Stages, name: str, *options: str) -> Path:
+    """Train on the regions; returns the last checkpoint."""
+    folder = stages.output / name
+    stages.run(name, ["train.py", *_config("train_region", f"run.output_dir={folder}", *options)])
+    checkpoint = find_latest(folder)
+    assert checkpoint is not None, f"{folder} holds no checkpoint"
+    return checkpoint
+
+
+def evaluate(stages: Stages, name: str, config: str, *options: str) -> None:
+    """Evaluate in a process of its own; results are under `<output>/<name>`."""
+    stages.run(name, ["evaluate.py", *_config(config, f"run.output_dir={stages.output / name}", *options)])
+
+
+def _config(name: str, *options: str) -> list[str]:
+    return ["--cfg-path", str((HERE / f"{name}.yaml").relative_to(REPOSITORY)), "--options", *options]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
+    output: Path = parser.parse_args().output.resolve()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s quickstart: %(message)s", datefmt="%H:%M:%S")
+    stages = Stages(output)
+
+    sizes = {"seed": SEED, "num_train": NUM_TRAIN, "num_test": NUM_TEST}
+    generation = ["generate", str(output / "data"), json.dumps(sizes)]
+    stages.run("data", generation, lambda: generate(output / "data", **sizes))
+    blind = "model.ablation_no_posembed=true"
+    region, ablation = train(stages, "region"), train(stages, "ablation", blind)
+    evaluate(stages, "image_before", "eval_image_blip2")
+    evaluate(stages, "image", "eval_image", f"model.finetuned={region}")
+    evaluate(stages, "image_region", "eval_region", f"model.finetuned={region}")
+    evaluate(stages, "no_position", "eval_region", f"model.finetuned={ablation}", blind)
+    report = write_report(output, wall_seconds=stages.seconds, peak_memory_gb=stages.peak_memory_gb)
+    log.info("report: %s", output / "report.html")
+    log.info("image regions named right: %.3f", report["rows"]["image_region"]["attribute_accuracy"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Draws are functions of the numbers that name them."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+from lavis.common import seeding
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_a_step_decides_its_draws() -> None:
+    seeding.seed_step(1, 5, 0)
+    first = draws()
+    draws()
+    seeding.seed_step(1, 5, 0)
+    assert draws() == first
+    for other in ((2, 5, 0), (1, 6, 0), (1, 5, 1)):
+        seeding.seed_step(*other)
+        assert not set(draws()) & set(first)
+
+
+def test_shared_draws_are_the_same_on_every_rank_and_leave_no_trace() -> None:
+    results = []
+    for rank in (0, 1):
+        seeding.seed_step(1, 5, rank)
+        with seeding.shared_rng():
+            shared = float(torch.rand(()))
+        with seeding.shared_rng(stream=1):
+            other = float(torch.rand(()))
+        results.append((shared, other, float(torch.rand(()))))
+    assert results[0][:2] == results[1][:2] and results[0][0] != results[0][1]
+    assert results[0][2] != results[1][2]
+    seeding.seed_step(1, 5, 0)
+    assert float(torch.rand(())) == results[0][2]
+
+
+def test_shared_draws_without_a_step_are_ordinary_ones() -> None:
+    seeding.clear_step()
+    torch.manual_seed(3)
+    with seeding.shared_rng():
+        first = float(torch.rand(()))
+    torch.manual_seed(3)
+    assert float(torch.rand(())) == first
+
+
+def test_torch_rng_forks() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    with seeding.torch_rng(9):
+        inside = torch.rand(2)
+    assert torch.equal(torch.rand(2), expected)
+    with seeding.torch_rng(9):
+        assert torch.equal(torch.rand(2), inside)
+
+
+def test_sample_rng() -> None:
+    first = seeding.sample_rng(1, 2, 3).rand(4)
+    assert (seeding.sample_rng(1, 2, 3).rand(4) == first).all()
+    for other in ((0, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2)):
+        assert (seeding.sample_rng(*other).rand(4) != first).all()
+
+
+def test_states_come_back() -> None:
+    seeding.seed_everything(5)
+    random.gauss(0, 1)
+    np.random.randn()
+    state = seeding.rng_state()
+    first = draws()
+    seeding.set_rng_state(state)
+    assert draws() == first
+    assert np.random.get_state()[0] == "MT19937"
