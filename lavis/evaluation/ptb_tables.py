@@ -78,8 +78,9 @@ DIGITS = "0-9" + _ranges(_DIGITS)
 MARKS = _ranges(_MARKS)  # combining marks and a few signs: part of a word, not of a hyphenated thing
 SYMBOLS = r"!#$%&'*+,./:;<=>?@\\^_`|~\-" + _ranges(_SYMBOLS)  # a token each, where nothing longer matches
 
-# Words that keep their full stop, in any case. After those of the second list a single letter is a token of its
-# own ("etc.s" is two tokens). Of the patterns some letters must be small, and of the third list the first a capital.
+# Words that keep their full stop, in any case. After those of the second list a single letter is a token of
+# its own ("etc.s" is two tokens). Those of the third list begin with a capital; of the patterns some letters
+# must be small.
 TITLE_ABBREVIATIONS = _words("""
 adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen
 gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep

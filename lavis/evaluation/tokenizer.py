@@ -41,11 +41,11 @@ def tokenize(caption: str) -> list[str]:
 
 
 def tokenize_captions(captions: Mapping[Any, Sequence[str]]) -> dict[Any, list[str]]:
-    """{id: captions} -> {id: tokenised captions, tokens joined by a space}: what pycocoevalcap's scorers read.
+    """{id: captions} -> {id: tokenised captions, tokens joined by a space}: what pycocoevalcap scores.
 
-    pycocoevalcap tokenises all captions as the lines of one file, and some rules look beyond the end of a line:
-    in "vitamin c." the last token keeps its stop unless the next caption begins with "A" or "The"; a smiley
-    that ends the last caption is not one. The order of the mapping therefore counts, as there.
+    pycocoevalcap tokenises all captions as the lines of one file, and some rules look beyond the end of a
+    line: in "vitamin c." the last token keeps its stop unless the next caption begins with "A" or "The"; a
+    smiley that ends the last caption is not one. The order of the mapping therefore counts, as there.
     """
     lines = [caption for values in captions.values() for caption in values]
     tokens = iter([_tokenize(line, _following(lines, index)) for index, line in enumerate(lines)])
@@ -76,7 +76,7 @@ def _tokenize(caption: str, following: str) -> str:
 
 
 def _plain_words(caption: str) -> list[str] | None:
-    """Words of a caption that is only unaccented words, commas and full stops; None where a rule might apply."""
+    """Words of a caption of plain words, commas and full stops; None where another rule might apply."""
     words = []
     for chunk in caption.split(" "):
         match = _PLAIN.fullmatch(chunk)
@@ -278,7 +278,7 @@ def _abbreviation_rules() -> _Rules:
     yield _L, rf"((?:{'|'.join(ending)})\.)(?s:..)", None
     starters = "|".join(f"{word[0]}(?i:{word[1:]})" for word in tables.SENTENCE_STARTERS)
     yield _L, rf"([A-Za-z])\.{_SPACE_OR_END}+(?:{starters}){_SPACE_OR_END}", None  # vitamin C. The
-    yield _L, rf"((?i:{'|'.join(tables.NUMBER_ABBREVIATIONS)})\.){_SPACE}?{_DIGIT}", None
+    yield _L, rf"((?i:{'|'.join(tables.NUMBER_ABBREVIATIONS)})\.){_SPACE_OR_END}?{_DIGIT}", None
     yield _L, rf"((?:{'|'.join(titles)}|(?i:a\.k\.a)|[A-Za-z])\.)", None
     yield _L, rf"((?:{'|'.join(ending)})\.)", None
     yield "pPeE", r"((?i:ph|ed)\.[dD]\.)", None

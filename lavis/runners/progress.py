@@ -78,9 +78,9 @@ class LossSums:
     def state_dict(self) -> dict[str, Any]:
         return {key: {"names": self.names[key], "sums": self.sums[key].cpu()} for key in self.sums}
 
-    def merge(self, state: Mapping[str, Any], *, device: torch.device) -> None:
+    def merge(self, state: Mapping[str, Any], *, weight: float, device: torch.device) -> None:
         for key, part in state.items():
-            sums = part["sums"].to(device)
+            sums = part["sums"].to(device) * weight
             self.names[key] = list(part["names"])
             self.sums[key] = self.sums[key] + sums if key in self.sums else sums
 
@@ -136,31 +136,18 @@ class Progress:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, device: torch.device) -> None:
-        """With as many processes as before each takes its own sums again; otherwise the main process takes
-        them all."""
+        """With as many processes as before each takes its own sums again; otherwise the main process takes them all,
+        weighted so that a step done before counts as much as one done after."""
         self.epoch, self.step, self.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         self.task_steps = dict(state["task_steps"])
         self.best = {name: dict(entry) for name, entry in state["best"].items()}
         self.losses, self.skipped_in_epoch, self.skipped_in_run = LossSums(), SkipCounts(), SkipCounts()
-        rank, parts = dist_utils.get_rank(), state["ranks"]
-        if len(parts) == dist_utils.get_world_size():
-            mine = [parts[rank]]
-        else:
-            mine = parts if rank == 0 else []
-            if mine == [] and parts:  # every process takes part in the reductions of the same keys
-                mine = [{**_zeroed(parts[0]), "skipped_in_epoch": _NONE, "skipped_in_run": _NONE}]
-        for part in mine:
-            self.losses.merge(part["losses"], device=device)
-            self.skipped_in_epoch.merge(part["skipped_in_epoch"])
-            self.skipped_in_run.merge(part["skipped_in_run"])
-
-
-_NONE: dict[str, Any] = {"counts": {}, "names": {}}
-
-
-def _zeroed(part: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "losses": {
-            key: {"names": entry["names"], "sums": torch.zeros_like(entry["sums"])} for key, entry in part["losses"].items()
-        }
-    }
+        rank, world_size, parts = dist_utils.get_rank(), dist_utils.get_world_size(), state["ranks"]
+        same = len(parts) == world_size
+        for number, part in enumerate(parts):
+            mine = number == rank if same else rank == 0
+            weight = (1.0 if same else world_size / len(parts)) if mine else 0.0  # 0 keeps the keys alike on every process
+            self.losses.merge(part["losses"], weight=weight, device=device)
+            if mine:
+                self.skipped_in_epoch.merge(part["skipped_in_epoch"])
+                self.skipped_in_run.merge(part["skipped_in_run"])

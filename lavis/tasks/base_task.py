@@ -92,7 +92,12 @@ class BaseTask:
 def gather_rows(rows: list[Row], *, unique: str | None = None) -> list[Row]:
     """Every process's rows in rank order; of rows with the same ``unique`` value only the first."""
     gathered = [row for part in dist_utils.all_gather_objects(rows) for row in part]
-    return list({row[unique]: row for row in reversed(gathered)}.values())[::-1] if unique else gathered
+    if unique is None:
+        return gathered
+    first: dict[Any, Row] = {}
+    for row in gathered:
+        first.setdefault(row[unique], row)
+    return list(first.values())
 
 
 def save_result(rows: list[Row], *, result_dir: Path, name: str) -> Path:

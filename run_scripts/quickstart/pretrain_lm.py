@@ -45,9 +45,7 @@ MAX_SLOTS = 32
 def read_texts(data: Path) -> tuple[list[str], list[str], list[str]]:
     """Captions of the training images, expressions of the training regions, and the vocabulary."""
     stems = ("coco_karpathy_train", "Refcoco_train", "vocabulary")
-    captions, regions, words = (
-        json.loads((data / "annotations" / f"{stem}.json").read_text("utf-8")) for stem in stems
-    )
+    captions, regions, words = (json.loads((data / "annotations" / f"{stem}.json").read_text("utf-8")) for stem in stems)
     return [row["caption"] for row in captions], [row["caption"] for row in regions], words
 
 
@@ -95,9 +93,7 @@ def write_opt_tokenizer(folder: Path, texts: Sequence[str], words: Sequence[str]
     folder.mkdir(parents=True, exist_ok=True)
     bpe = ByteLevelBPETokenizer()
     corpus = [*texts, *(piece for word in words for piece in (word, f" {word}") for _ in range(3))]
-    bpe.train_from_iterator(
-        corpus, vocab_size=2000, min_frequency=2, special_tokens=list(OPT_SPECIAL), show_progress=False
-    )
+    bpe.train_from_iterator(corpus, vocab_size=2000, min_frequency=2, special_tokens=list(OPT_SPECIAL), show_progress=False)
     bpe.save_model(str(folder))
     split = [word for word in words for piece in (word, f" {word}") if len(bpe.encode(piece).ids) != 1]
     if split or len(bpe.encode("\n").ids) != 1:
@@ -140,9 +136,7 @@ def opt_config(vocab_size: int) -> OPTConfig:
 class NotedTexts:
     """Draws training batches: texts as token ids, and the notes that stand before them."""
 
-    def __init__(
-        self, captions: Sequence[str], regions: Sequence[str], bpe: Tokenizer, *, noted: float
-    ) -> None:
+    def __init__(self, captions: Sequence[str], regions: Sequence[str], bpe: Tokenizer, *, noted: float) -> None:
         self.sources = (captions, regions)
         self.bpe = bpe
         self.noted = noted
@@ -152,9 +146,7 @@ class NotedTexts:
         clauses = ([w for w in clause.split() if w not in STOP_WORDS] for clause in text.split(","))
         return [[self.bpe.encode(f" {word}").ids[0] for word in clause] for clause in clauses]
 
-    def batch(
-        self, size: int, table: Tensor, rng: np.random.RandomState
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
+    def batch(self, size: int, table: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor, Tensor, int]:
         """inputs_embeds [B, K + L, C], attention mask and labels [B, K + L], and K, the slots of every row.
 
         `table` [V, C] is the embedding of the model; the notes pass gradient to it.
@@ -186,9 +178,7 @@ def train(model: OPTForCausalLM, texts: NotedTexts, args: argparse.Namespace) ->
     """Plain next-token training with a one-cycle learning rate."""
     rng = np.random.RandomState(args.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=args.lr, total_steps=args.steps, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=args.lr, total_steps=args.steps, pct_start=0.1)
     table = model.get_input_embeddings().weight
     begin = time.perf_counter()
     recent: dict[str, list[tuple[float, float]]] = {"with notes": [], "without": []}

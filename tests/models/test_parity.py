@@ -198,3 +198,23 @@ def test_optimizer_groups() -> None:
 
 def _of_clouds(name: str) -> bool:
     return "pc" in name or "point" in name
+
+
+@pytest.mark.parametrize("llm", ["opt", "t5"])
+def test_published_names_map_both_ways(llm: str) -> None:
+    """Every published tensor of the built modalities has a place here, and goes back under its own name."""
+    model = load_model_from_config(published_config(llm))
+    ours = dict(model.state_dict())
+    lines = (folder() / f"state_dict_keys_{llm}.txt").read_text().splitlines()[1:]
+    published = [line.split("\t") for line in lines if not _of_clouds(line.split("\t")[0])]
+    for key, shape, _, state, alias, *_ in ([*line, ""] for line in published):
+        name = model.key_map.to_lavis(key, "regionblip")
+        if alias or state == "buffer":
+            continue
+        assert list(ours[name].shape) == json.loads(shape), key
+        assert model.key_map.from_lavis(name, "regionblip") == key
+        parameter = dict(model.named_parameters())[name]
+        assert parameter.requires_grad == (state == "trainable"), key
+    named = {model.key_map.to_lavis(line[0], "regionblip") for line in published}
+    assert set(ours) <= named, "nothing of ours is without a published name"
+    parity.count_records(1)

@@ -1,0 +1,99 @@
+"""COCO caption files, which hold the references of caption metrics: reading, checking and writing them.
+
+Format: {"images": [{"id"}], "annotations": [{"image_id", "id", "caption"}]}, as pycocotools reads it and as the
+converters of RegionBLIP (code mightyzau/RegionBLIP, tools/prepare_regionblip_eval_*.py) write it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from lavis.datasets.geometry import region_id
+from lavis.evaluation.files import read_json, write_text
+
+Id = str | int
+
+
+def build_ground_truth(rows: Iterable[tuple[Id, str]], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write (image id, caption) rows as a COCO caption file and return its content.
+
+    Every caption becomes an annotation, empty ones too, numbered from 0 in the order of the rows; every id is an
+    image once, in the order of its first row. ValueError for no rows at all.
+    """
+    annotations = [{"image_id": key, "id": index, "caption": text} for index, (key, text) in enumerate(rows)]
+    if not annotations:
+        raise ValueError(f"no captions to write to {os.fspath(path)}")
+    images = [{"id": key} for key in dict.fromkeys(row["image_id"] for row in annotations)]
+    content = {"images": images, "annotations": annotations}
+    write_text(json.dumps(content), path)
+    return content
+
+
+def published_path(annotation: str | os.PathLike[str]) -> Path:
+    """Where the published converters put the ground truth of an annotation: `<stem>__jianchong.json` beside it."""
+    source = Path(annotation)
+    return source.with_name(f"{source.stem}__jianchong.json")
+
+
+def build_refercoco_ground_truth(annotation: str | os.PathLike[str], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """RefCOCO rows {"image_id", "bbox": [x, y, w, h], "caption"} -> COCO caption file of regions at `path`.
+
+    A region's id is `<image_id>_box_<x>_<y>_<w>_<h>`. ValueError names the file and the row (from 0) that is not
+    one.
+    """
+    rows = read_json(annotation)
+    if not isinstance(rows, list):
+        raise ValueError(f"{os.fspath(annotation)} holds a {type(rows).__name__}; expected a list of rows")
+    return build_ground_truth([_region(row, f"{os.fspath(annotation)}, row {i}") for i, row in enumerate(rows)], path)
+
+
+def _region(row: Any, where: str) -> tuple[str, str]:
+    """(region id, caption) of one RefCOCO row."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where}: {str(row)[:80]!r} is not a row {{image_id, bbox, caption}}")
+    missing = [key for key in ("image_id", "bbox", "caption") if key not in row]
+    if missing:
+        raise ValueError(f"{where}: no {' and no '.join(missing)}; it has {', '.join(map(str, row)) or 'no keys'}")
+    if not isinstance(row["caption"], str):
+        raise ValueError(f"{where}: caption {row['caption']!r} is not text")
+    if isinstance(row["image_id"], bool) or not isinstance(row["image_id"], (str, int)):
+        raise ValueError(f"{where}: image_id {row['image_id']!r} is neither text nor an int")
+    try:
+        return region_id(row["image_id"], row["bbox"]), row["caption"]
+    except ValueError as error:
+        raise ValueError(f"{where}: bbox: {error}") from error
+
+
+def read_references(ground_truth: Mapping[str, Any] | str | os.PathLike[str]) -> dict[Id, list[str]]:
+    """{image id: its captions} of a COCO caption file or its content, in the file's order.
+
+    ValueError for another layout, an annotation of an unlisted image, or an image without any annotation.
+    """
+    where, content = "ground truth", cast(Any, ground_truth)
+    if isinstance(ground_truth, (str, os.PathLike)):
+        where, content = f"ground truth {os.fspath(ground_truth)}", read_json(ground_truth)
+    try:
+        references: dict[Id, list[str]] = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] not in references:
+                raise ValueError(f"{where}: annotation of image {annotation['image_id']!r}, which it does not list")
+            if not isinstance(annotation["caption"], str):
+                raise ValueError(f"{where}: caption {annotation['caption']!r} of image {annotation['image_id']!r}")
+            references[annotation["image_id"]].append(annotation["caption"])
+    except (KeyError, TypeError) as error:
+        expected = '{"images": [{"id"}], "annotations": [{"image_id", "id", "caption"}]}'
+        raise ValueError(f"{where} is not a COCO caption file {expected}: {error!r}") from error
+    bare = [key for key, captions in references.items() if not captions]
+    if bare or not references:
+        raise ValueError(f"{where}: no caption for {some(bare)}" if bare else f"{where} lists no image")
+    return references
+
+
+def some(ids: Iterable[Id], *, limit: int = 5) -> str:
+    """A few ids for a message: `'a', 'b', ... (12 in all)`."""
+    listed = list(ids)
+    return ", ".join(map(repr, listed[:limit])) + (f", ... ({len(listed)} in all)" if len(listed) > limit else "")

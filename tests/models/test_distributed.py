@@ -1,0 +1,76 @@
+"""Losses and gradients are those of the global batch, whatever the number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lavis.common import dist_utils
+from lavis.common.seeding import clear_step, seed_step
+from lavis.models import load_model_from_config
+from tests import tiny
+
+ROWS = 6
+TEXTS = ["a red square", "a blue circle on the table", "a white cube", "two lamps on the left", "a photo of a lamp", "green"]
+
+
+def build(folder: Path, gather_grad: bool) -> Any:
+    torch.manual_seed(3)
+    config = tiny.model_config(folder, "regionblip_opt", enable_aux_regloss=True, itc_gather_grad=gather_grad)
+    model = load_model_from_config(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and not name.startswith("llm.") or ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.15)  # far from the nearly equal features of a fresh Q-Former
+    return model.eval()  # no dropout: what is left to compare is the mathematics
+
+
+def batch(modality: str, rows: range) -> dict[str, Any]:
+    whole = tiny.image_batch(modality, rows=ROWS) | {"text_input": TEXTS}
+    return {
+        key: value[rows.start : rows.stop] if isinstance(value, torch.Tensor | list) else value for key, value in whole.items()
+    }
+
+
+def losses_and_gradients(model: Any, modality: str, rows: range, rank: int) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    seed_step(7, 11, rank)
+    losses = model(batch(modality, rows))
+    losses.loss.backward()
+    clear_step()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    dist_utils.average_gradients(trainable.values())
+    found = {name: p.grad.clone() for name, p in trainable.items() if p.grad is not None}
+    for name, value in losses.items():
+        found[name] = dist_utils.all_reduce_sum(value.detach()) / dist_utils.get_world_size()
+    return found
+
+
+def worker(rank: int, world: int, folder: Path, gather_grad: bool) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
+    model = build(folder, gather_grad)
+    share = ROWS // world
+    rows = range(rank * share, (rank + 1) * share)
+    found = {modality: losses_and_gradients(model, modality, rows, rank) for modality in ("image", "image_region")}
+    if rank == 0:
+        torch.save(found, folder / f"found{world}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("gather_grad", [False, True])
+def test_two_processes_equal_one(tmp_path: Path, gather_grad: bool) -> None:
+    model = build(tmp_path, gather_grad)
+    mp.spawn(worker, args=(2, tmp_path, gather_grad), nprocs=2)
+    found = torch.load(tmp_path / "found2.pt", weights_only=True)
+    for modality, two in found.items():
+        one = losses_and_gradients(model, modality, range(ROWS), 0)
+        assert set(one) == set(two)
+        assert modality != "image" or one["loss_itm"] > 0
+        for name, expected in one.items():
+            scale = expected.abs().max().clamp(min=1e-3)
+            assert (two[name] - expected).abs().max() / scale < 1e-5, f"{modality}: {name}"

@@ -1,0 +1,142 @@
+"""Rows and metrics of the tasks, and how datasets are chosen by split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lavis.common.config import ConfigError
+from lavis.common.registry import registry
+from lavis.tasks import captioning, setup_task
+from lavis.tasks.base_task import batch_length, gather_rows
+from tests.runners.fakes import FakeDataset, FakeModel, config
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Metrics that remember what they were asked for."""
+    asked: dict[str, Any] = {}
+
+    def caption_metrics(truth: Path, results: list[dict[str, Any]], *, metrics: tuple[str, ...]) -> dict[str, float]:
+        asked.update(truth=Path(truth), results=results, metrics=metrics)
+        return {"CIDEr": 1.0, "Bleu_4": 0.5, "agg_metrics": 1.5}
+
+    def build_ground_truth(rows: list[tuple[int, str]], path: Path) -> None:
+        asked["built"] = rows
+        Path(path).write_text("{}")
+
+    monkeypatch.setattr(captioning, "caption_metrics", caption_metrics)
+    monkeypatch.setattr(captioning, "build_ground_truth", build_ground_truth)
+    return asked
+
+
+def caption_rows(task: Any, dataset: FakeDataset) -> list[dict[str, Any]]:
+    model = FakeModel().eval()
+    rows = task.valid_step(model, dataset.collater([dataset[index] for index in range(len(dataset))]))
+    task.model = model
+    return rows
+
+
+def test_names_of_the_tasks() -> None:
+    names = {"image_text_pretrain", "regionblip_pretrain", "image_captioning_coco", "imageregion_captioning_refcoco"}
+    assert names <= set(registry.list_tasks())
+
+
+def test_captions_are_deduplicated_saved_and_scored(tmp_path: Path, scored: dict[str, Any]) -> None:
+    task = setup_task(
+        config(tmp_path / "out", task="image_captioning_coco", prompt="a photo of", num_beams=2, caption_metrics="[Bleu]")
+    )
+    dataset = FakeDataset("fake", "test", modality="image", size=6, ids=4)
+    rows = caption_rows(task, dataset)
+    assert rows[1] == {"caption": "", "image_id": 1, "readable": False}  # row 1 cannot be read
+    asked = task.model.asked
+    assert (asked["prompt"], asked["num_beams"], asked["max_length"], asked["min_length"]) == ("a photo of", 2, 30, 8)
+    metrics = task.after_evaluation(rows, split_name="test", epoch=3, result_dir=tmp_path / "result", dataset=dataset)
+    saved = json.loads((tmp_path / "result" / "test_epoch3.json").read_text())
+    assert [row["image_id"] for row in saved] == [0, 1, 2, 3] and set(saved[0]) == {"caption", "image_id"}
+    assert scored["results"] == saved and scored["metrics"] == ("Bleu",)
+    assert scored["built"] == dataset.references()
+    assert scored["truth"] == tmp_path / "result" / "test_ground_truth.json"
+    assert metrics == {"CIDEr": 1.0, "Bleu_4": 0.5, "agg_metrics": 1.5, "num_samples": 4, "num_unreadable": 1}
+
+
+def test_ground_truth_is_the_users_file_where_it_exists(tmp_path: Path, scored: dict[str, Any]) -> None:
+    dataset = FakeDataset("fake", "test", modality="image", size=2)
+    path = tmp_path / "deep" / "truth.json"
+    for annotation_file in (path, f"{{fake: {path}}}"):
+        task = setup_task(config(tmp_path / "out", task="imageregion_captioning_refcoco", annotation_file=annotation_file))
+        task.after_evaluation(caption_rows(task, dataset), split_name="test", epoch=0, result_dir=tmp_path, dataset=dataset)
+        assert scored.pop("truth") == path
+    assert scored.pop("built")  # the first time only: then the file was there
+    task.after_evaluation(caption_rows(task, dataset), split_name="test", epoch=0, result_dir=tmp_path, dataset=dataset)
+    assert "built" not in scored
+    task = setup_task(config(tmp_path / "out", task="captioning", annotation_file="{other: x}"))
+    with pytest.raises(ConfigError, match="names other, but not dataset fake"):
+        task.ground_truth(dataset, result_dir=tmp_path, split_name="test")
+
+
+def test_captions_alone(tmp_path: Path) -> None:
+    task = setup_task(config(tmp_path / "out", task="captioning", report_metric="false"))
+    dataset = FakeDataset("fake", "test", modality="image", size=3)
+    rows = caption_rows(task, dataset)
+    metrics = task.after_evaluation(rows, split_name="test", epoch="best", result_dir=tmp_path, dataset=dataset)
+    assert metrics == {"num_samples": 3, "num_unreadable": 1, "agg_metrics": 0.0}
+    assert (tmp_path / "test_epochbest.json").is_file()
+
+
+def test_validation_of_pretraining_is_the_mean_over_samples(tmp_path: Path) -> None:
+    task = setup_task(config(tmp_path / "out"))
+    rows = [
+        {"n": 3, "unreadable": 1, "losses": {"loss": 1.0, "loss_itc": 2.0}},
+        {"n": 1, "unreadable": 0, "losses": {"loss": 5.0, "loss_itc": 0.0}},
+    ]
+    metrics = task.after_evaluation(rows, split_name="val", epoch=0, result_dir=tmp_path, dataset=None)
+    assert metrics == {"loss": 2.0, "loss_itc": 1.5, "num_samples": 4, "num_unreadable": 1, "agg_metrics": -2.0}
+    with pytest.raises(ValueError, match="holds no sample"):
+        task.after_evaluation([], split_name="val", epoch=0, result_dir=tmp_path, dataset=None)
+    dataset = FakeDataset("fake", "val", modality="image", size=4)
+    row = task.valid_step(FakeModel().eval(), dataset.collater([dataset[index] for index in range(4)]))[0]
+    assert (row["n"], row["unreadable"]) == (4, 1)
+    assert set(row["losses"]) == {"loss", "loss_itc", "loss_itm", "loss_reg"}
+
+
+def with_annotations(cfg: Any, **annotations: Any) -> Any:
+    for block in cfg.config.datasets.values():
+        block.build_info = {"annotations": annotations}
+    return cfg
+
+
+def test_only_the_splits_a_run_needs_are_built(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "out")
+    task = setup_task(cfg)
+    built = task.build_datasets(cfg)
+    assert {name: set(parts) for name, parts in built.items()} == {
+        "fake_image": {"train", "val", "test"},
+        "fake_region": {"train", "val", "test"},
+    }
+    with_annotations(cfg, train={"storage": "a"}, val={"storage": None, "dataset_repeat_num": 2}, test={"storage": ["b"]})
+    cfg.config.datasets.fake_region.build_info.annotations.test = None
+    built = task.build_datasets(cfg, splits=["test", "test"])
+    assert {name: list(parts) for name, parts in built.items()} == {"fake_image": ["test"]}
+    with pytest.raises(ConfigError, match="asks for the split 'val', which no dataset has. Splits there: train"):
+        task.build_datasets(cfg, splits=["train", "val"])
+    cfg.config.datasets = {}
+    with pytest.raises(ConfigError, match="datasets: none is configured. Known: .*fake_image"):
+        task.build_datasets(cfg)
+
+
+def test_rows_with_one_id_count_once() -> None:
+    rows = [{"id": 1, "x": "first"}, {"id": 2, "x": ""}, {"id": 1, "x": "second"}]
+    assert gather_rows(rows, unique="id") == rows[:2]
+    assert gather_rows(rows) == rows
+
+
+def test_batch_length() -> None:
+    assert batch_length({"image": torch.zeros(2, 3), "text_input": ["a", "b", "c"], "skipped": []}) == 3
+    assert batch_length({"modality": "image", "scale": torch.tensor(1.0), "image": torch.zeros(2, 3)}) == 2
+    with pytest.raises(ValueError, match="without lists or tensors: modality"):
+        batch_length({"modality": "image"})
