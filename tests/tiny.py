@@ -1,4 +1,5 @@
-"""Tiny random models for tests: Hugging Face folders made on the spot, and model configs of the published layout over them."""
+"""Tiny random models for tests: Hugging Face folders made on the spot, and model configs of the published layout over
+them."""
 
 from __future__ import annotations
 

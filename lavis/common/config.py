@@ -60,6 +60,7 @@ class Config:
                 "model": _merged_model(_section(plain, "model")),
                 "datasets": {name: _merged_dataset(name, part) for name, part in datasets.items()},
                 "run": _checked(_section(plain, "run"), defaults["run"], "run", _without_effect("run")),
+                **({"imports": plain["imports"]} if plain.get("imports") else {}),
             }
         )
 

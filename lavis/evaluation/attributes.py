@@ -11,23 +11,17 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 Id = str | int
 Thing = tuple[str, str]  # colour, kind
 
 
-@dataclass(frozen=True)
 class Vocabulary:
     """The words that name colours and kinds. ValueError for one that is not a single lower-case word, or in both."""
 
-    colours: frozenset[str]
-    kinds: frozenset[str]
-
     def __init__(self, *, colours: Iterable[str], kinds: Iterable[str]) -> None:
-        object.__setattr__(self, "colours", frozenset(colours))
-        object.__setattr__(self, "kinds", frozenset(kinds))
+        self.colours, self.kinds = frozenset(colours), frozenset(kinds)
         for word in self.colours | self.kinds:
             if words(word) != [word]:
                 raise ValueError(f"{word!r} is not a single lower-case word")
@@ -77,7 +71,7 @@ def things_named(captions: Mapping[Id, str], scenes: Mapping[Id, Sequence[Thing]
     for key, things in scenes.items():
         for thing in things:
             vocabulary.check(thing)
-        said, held = vocabulary.pairs(captions.get(key, "")), Counter(map(tuple, things))
+        said, held = vocabulary.pairs(captions.get(key, "")), Counter((colour, kind) for colour, kind in things)
         if not held:
             raise ValueError(f"scene {key!r} holds no thing")
         shares.append(sum(min(count, said[thing]) for thing, count in held.items()) / held.total())
@@ -103,11 +97,11 @@ def box_following(
 
 def majority_accuracy(training: Iterable[Thing], truth: Iterable[Thing]) -> float:
     """Share of `truth` that is the most frequent thing of `training`: the accuracy of always saying the same."""
-    counts = Counter(map(tuple, training))
+    counts = Counter((colour, kind) for colour, kind in training)
     if not counts:
         raise ValueError("no thing to count in the training data")
     most = min(counts, key=lambda thing: (-counts[thing], thing))
-    return _mean([float(tuple(thing) == most) for thing in truth])
+    return _mean([float((colour, kind) == most) for colour, kind in truth])
 
 
 def most_frequent_caption(captions: Iterable[str]) -> str:
@@ -139,25 +133,30 @@ def most_likely_caption(training: Iterable[str], *, order: int = 3) -> str:
         raise ValueError("no caption to learn from")
     lengths = Counter(map(len, texts))
     length = min(lengths, key=lambda n: (-lengths[n], n))
-    following: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
-    for text in texts:
-        padded = [""] * (order - 1) + text + [""]  # "" stands for the beginning and the end
-        for i, word in enumerate(padded[order - 1 :]):
-            following[tuple(padded[i : i + order - 1])][word] += 1
+    following = _following_words(texts, order)
     best: dict[tuple[str, ...], tuple[float, list[str]]] = {("",) * (order - 1): (0.0, [])}
     for position in range(length + 1):
         reached: dict[tuple[str, ...], tuple[float, list[str]]] = {}
         for context, (cost, said) in best.items():
             counts = following[context]
             for word, count in counts.items():
-                if (word == "") != (position == length):
+                if (word == "") != (position == length):  # it ends after `length` words, not before
                     continue
-                state = (*context[1:], word)
                 path = (cost - math.log(count / counts.total()), [*said, word])
-                if state not in reached or path < reached[state]:
-                    reached[state] = path
+                state = (*context[1:], word)
+                reached[state] = min(path, reached.get(state, path))
         best = reached
     return " ".join(min(best.values())[1][:-1])
+
+
+def _following_words(texts: Iterable[list[str]], order: int) -> dict[tuple[str, ...], Counter[str]]:
+    """{order - 1 words: how often each word follows}; "" stands for what is before and after a text."""
+    following: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for text in texts:
+        padded = [""] * (order - 1) + text + [""]
+        for i, word in enumerate(padded[order - 1 :]):
+            following[tuple(padded[i : i + order - 1])][word] += 1
+    return following
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from lavis.common import dist_utils
 from lavis.common.logger import JsonlLog, MetricLogger, clock
 from lavis.common.seeding import clear_step, seed_step
 from lavis.datasets.loaders import eval_loader, share
-from lavis.runners.step import autocast, to_device
+from lavis.runners.step import amp_dtype, autocast, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,11 @@ def evaluate_dataset(
     rows: list[dict[str, Any]] = []
     batches = math.ceil((high - low) / batch_size)
     shown = MetricLogger().log_every(loader, int(run_cfg.log_freq), f"evaluating {name}", total=batches)
+    seed, dtype = int(run_cfg.seed), amp_dtype(run_cfg, device)
     with dist_utils.single_process(), torch.no_grad():
         for index, samples in enumerate(shown):
-            seed_step(int(run_cfg.seed), index, rank)
-            with autocast(run_cfg, device):
+            seed_step(seed, index, rank)
+            with autocast(dtype, device):
                 rows.extend(task.valid_step(model, to_device(samples, device)))
     clear_step()
     metrics = task.after_evaluation(

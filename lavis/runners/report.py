@@ -157,7 +157,7 @@ class Report:
         self._tell_skipped("whole run", skipped)
         for name, count in dropped.items():
             if count:
-                logger.warning("dataset %s: %d rows were left out when its files were read", name, count)
+                logger.warning("%s: %d rows were left out when its files were read", name, count)
         if self._scalars is not None:
             self._scalars.close()
 

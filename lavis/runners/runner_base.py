@@ -91,6 +91,7 @@ class RunnerBase:
     def setup_training(self) -> None:
         """Loaders, optimizer, schedule, logs; then where ``run.resume_ckpt_path`` left off, if it says so."""
         run = self.run_cfg
+        self.accum, self.log_freq, self.lr_schedule = int(run.accum_grad_iters), int(run.log_freq), str(run.lr_schedule)
         self.saver = Saver(self.output_dir, run_cfg=run)
         resumed = find_resume(run.resume_ckpt_path, self.output_dir)
         self.loader = self.build_loader()
@@ -140,16 +141,16 @@ class RunnerBase:
     def train_step(self, key: str, samples: Mapping[str, Any], *, total: int) -> None:
         """One batch; ``total``: how many the epoch has. The last update of an epoch may stand on fewer
         batches."""
-        progress, run = self.progress, self.run_cfg
-        done, accum = progress.step_in_epoch, int(run.accum_grad_iters)
+        progress = self.progress
+        done, accum = progress.step_in_epoch, self.accum
         window = min(accum, total - done + done % accum)
         update = (done + 1) % accum == 0 or done + 1 == total
-        lr = self.lr_scheduler.step(progress.epoch, progress.schedule_step(key, run.lr_schedule))
+        lr = self.lr_scheduler.step(progress.epoch, progress.schedule_step(key, self.lr_schedule))
         batch = to_device(samples, self.device)
         losses = self.step(lambda: self.task.train_step(self.model, batch), step=progress.step, window=window, update=update)
         progress.advance(key, losses, samples.get("skipped") or [])
         self.report.stopwatch.count(batch_length(samples))
-        is_log_step = progress.step == 1 or progress.step % int(run.log_freq) == 0 or done + 1 == total
+        is_log_step = progress.step == 1 or progress.step % self.log_freq == 0 or done + 1 == total
         if is_log_step:
             self.report.step(
                 progress,
@@ -204,7 +205,9 @@ class RunnerBase:
         for name, _, _, dataset in evaluations(self.datasets, self.run_cfg.test_splits):
             best = self.best_name(dataset)
             if best in self.progress.best and best != loaded:
-                restore_weights(self.model, load_checkpoint_file(self.output_dir / f"checkpoint_{best}.pth"))
+                path = self.output_dir / f"checkpoint_{best}.pth"
+                state = load_checkpoint_file(path) if dist_utils.is_main_process() else {}
+                restore_weights(self.model, dist_utils.broadcast_object(state))
                 loaded = best
             epoch = "best" if best in self.progress.best else self.num_epochs - 1
             self.evaluate_one(dataset, name=name, epoch=epoch)
@@ -261,4 +264,5 @@ class RunnerBase:
     def _dropped_rows(self) -> dict[str, int]:
         """Rows left out when the training files were read, per dataset."""
         splits = self.run_cfg.train_splits
-        return {name: len(getattr(data, "dropped", ())) for name, _, _, data in evaluations(self.datasets, splits)}
+        found = evaluations(self.datasets, splits)
+        return {f"{name}/{split}": len(getattr(dataset, "dropped", ())) for _, split, name, dataset in found}

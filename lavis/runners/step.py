@@ -35,9 +35,8 @@ def amp_dtype(run_cfg: Any, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def autocast(run_cfg: Any, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The context of a forward pass, in training and in evaluation."""
-    dtype = amp_dtype(run_cfg, device)
+def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context of a forward pass, in training and in evaluation; none for float32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
@@ -47,10 +46,11 @@ class TrainStep:
     """Steps of one optimizer. No value travels to the host: losses and norm stay tensors."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, run_cfg: Any, device: torch.device) -> None:
-        self.optimizer, self.run_cfg, self.device = optimizer, run_cfg, device
+        self.optimizer, self.device, self.seed = optimizer, device, int(run_cfg.seed)
+        self.dtype = amp_dtype(run_cfg, device)
+        self.clip_norm = None if run_cfg.grad_clip_norm is None else float(run_cfg.grad_clip_norm)
         self.params = [param for group in optimizer.param_groups for param in group["params"]]
-        scaled = device.type == "cuda" and amp_dtype(run_cfg, device) == torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and self.dtype == torch.float16)
         self.grad_norm: torch.Tensor | None = None  # of the last update, over all processes, before clipping
 
     def __call__(
@@ -62,8 +62,8 @@ class TrainStep:
         batches make up the update that this one belongs to (each counts 1 / window); ``update``: whether this
         is the last of them.
         """
-        seed_step(int(self.run_cfg.seed), step, dist_utils.get_rank())
-        with autocast(self.run_cfg, self.device):
+        seed_step(self.seed, step, dist_utils.get_rank())
+        with autocast(self.dtype, self.device):
             losses = forward()
         loss = losses["loss"]
         if not loss.requires_grad:
@@ -78,8 +78,8 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         grads = [param.grad for param in self.params if param.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(grads)
-        if self.run_cfg.grad_clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.params, float(self.run_cfg.grad_clip_norm), self.grad_norm)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.params, self.clip_norm, self.grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -170,6 +170,8 @@ def test_imports_register_user_code(folder: Path) -> None:
     cfg = load(folder, {"imports": ["mine.py"], "model": {"arch": "imported_model", "anything": 1}})
     assert cfg.model.anything == 1  # a class without default file: its keys are its own affair
     assert "lavis_user_mine" in sys.modules
+    (folder / "saved.yaml").write_text(cfg.pretty_print())
+    assert Config.from_file(folder / "saved.yaml").config == cfg.config  # what a run saves can be run again
     with pytest.raises(ConfigError, match="imports: no_such_module cannot be imported"):
         load(folder, {"imports": ["no_such_module"]})
     with pytest.raises(ConfigError, match="imports: no file .*absent.py"):

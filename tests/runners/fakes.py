@@ -43,7 +43,7 @@ class FakeModel(nn.Module):
         feature = gather_with_grad(F.normalize(self.heads[samples["modality"]](x), dim=-1))
         target = gather_with_grad(F.normalize(samples["target"], dim=-1))
         logits = feature @ target.t() / 0.5
-        labels = torch.arange(len(feature))
+        labels = torch.arange(len(feature), device=feature.device)
         with shared_rng():
             negative = torch.multinomial(torch.softmax(logits, dim=1).detach() + 1e-4, 1)[:, 0]
         loss_itc = F.cross_entropy(logits, labels)

@@ -63,7 +63,7 @@ def test_a_run_learns_and_writes_what_it_should(tmp_path: Path) -> None:
         "finished": True,
         "steps": 40,
         "skipped": {"broken image": {"count": 8, "first": ["rows[3]"]}},
-        "dropped_at_reading": {"fake_image_train": 1, "fake_region_train": 1},
+        "dropped_at_reading": {"fake_image/train": 1, "fake_region/train": 1},
     }
     evaluated = [json.loads(line) for line in (folder / "evaluate.txt").read_text().splitlines()]
     assert [row["epoch"] for row in evaluated] == [0, 0, 1, 1, 2, 2, 3, 3, "best", "best"]
@@ -290,3 +290,14 @@ def test_tensorboard_scalars(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run(tmp_path / "out", max_epoch=1, tensorboard="true")
     assert list((tmp_path / "out" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_precisions_on_a_gpu(tmp_path: Path, dtype: str) -> None:
+    options = {"amp_dtype": dtype, "save_freq": "3 steps", "valid_splits": "[val]", "device": "cuda"}
+    straight = run(tmp_path / "out", **options)
+    assert straight.step.scaler.is_enabled() == (dtype == "fp16")
+    assert next(iter(weights(straight).values())).device.type == "cuda"
+    resumed = run(tmp_path / "again", **options, resume_ckpt_path=tmp_path / "out" / "checkpoint_0_step3.pth")
+    assert_same(weights(straight), weights(resumed))
