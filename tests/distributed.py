@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +14,11 @@ import torch.multiprocessing as mp
 from lavis.common import dist_utils
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _child(rank: int, function: Callable[..., Any], world_size: int, port: int, folder: str, args: tuple[Any, ...]) -> None:
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def _child(rank: int, function: Callable[..., Any], world_size: int, folder: str, args: tuple[Any, ...]) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     try:
-        dist_utils.init_distributed({"device": "cpu"})
+        dist_utils.init_distributed({"device": "cpu", "dist_url": f"file://{folder}/rendezvous"})
         torch.save(function(*args), Path(folder) / f"{rank}.pt")
     except BaseException:
         traceback.print_exc()
@@ -39,5 +30,5 @@ def _child(rank: int, function: Callable[..., Any], world_size: int, port: int, 
 def run_distributed(function: Callable[..., Any], *args: Any, folder: Path, world_size: int = 2) -> list[Any]:
     """What ``function(*args)`` returned on each rank. The function must be importable (a module's own)."""
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_child, args=(function, world_size, free_port(), str(folder), args), nprocs=world_size)
+    mp.spawn(_child, args=(function, world_size, str(folder), args), nprocs=world_size)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]

@@ -120,7 +120,7 @@ def chance_captions(training: Sequence[str], ids: Iterable[Id], *, seed: int) ->
     return {key: draw.choice(training) for key in ids}
 
 
-def most_likely_caption(training: Iterable[str], *, order: int = 3) -> str:
+def most_likely_caption(training: Iterable[str], *, order: int = 4) -> str:
     """The caption that training text alone makes most likely: what a model that sees no picture should say.
 
     The exact optimum of an n-gram model (maximum likelihood, `order` words) among captions with as many

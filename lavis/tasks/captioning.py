@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from lavis.common import dist_utils
-from lavis.common.errors import ConfigError, listed
+from lavis.common.errors import ConfigError, listed, unknown
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
-from lavis.evaluation.caption import build_ground_truth, caption_metrics
+from lavis.evaluation.caption import METRICS, build_ground_truth, caption_metrics
 from lavis.tasks.base_task import BaseTask, Row, batch_length, gather_rows, save_result
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 @registry.register_task("imageregion_captioning_refcoco")
 class CaptionTask(BaseTask):
     """One class for every captioning: what an id stands for, an image or a region, the dataset decides."""
+
+    def __init__(self, run_cfg: DictConfig) -> None:
+        super().__init__(run_cfg)
+        for name in run_cfg.caption_metrics:
+            if name not in METRICS:
+                raise ConfigError(unknown("run.caption_metrics", name, METRICS))
 
     @torch.no_grad()
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Row]:
@@ -66,6 +73,7 @@ class CaptionTask(BaseTask):
         if dist_utils.is_main_process():
             truth = self.ground_truth(dataset, result_dir=result_dir, split_name=split_name)
             metrics = caption_metrics(truth, kept, metrics=tuple(self.run_cfg.caption_metrics))
+            metrics.setdefault("agg_metrics", sum(metrics.get(name, 0.0) for name in ("CIDEr", "Bleu_4")))
         return {**dist_utils.broadcast_object(metrics), **counts}
 
     def ground_truth(self, dataset: Any, *, result_dir: Path, split_name: str) -> Path:

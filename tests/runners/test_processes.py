@@ -15,7 +15,7 @@ import torch
 import evaluate
 import train
 from lavis.runners.launch import build_runner
-from tests.distributed import free_port, run_distributed
+from tests.distributed import run_distributed
 from tests.runners.fakes import config
 
 ROOT = Path(train.__file__).resolve().parent
@@ -84,8 +84,13 @@ def test_the_commands_under_torchrun_and_alone(tmp_path: Path) -> None:
     """One YAML; train.py in two processes, evaluate.py in one."""
     path = user_yaml(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    subprocess.run([*launcher, str(ROOT / "train.py"), "--cfg-path", str(path)], cwd=tmp_path, env=environment, check=True)
+
+    def command(*words: str) -> None:
+        result = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-4000:]
+
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command(*launcher, str(ROOT / "train.py"), "--cfg-path", str(path))
     out = tmp_path / "output" / "fake"
     assert {item.name for item in out.iterdir()} >= {
         "log.txt",
@@ -98,8 +103,7 @@ def test_the_commands_under_torchrun_and_alone(tmp_path: Path) -> None:
     assert sorted(row["image_id"] for row in trained) == [0, 1, 2, 3, 4]
     (out / "result" / "test_epochbest.json").unlink()
     options = ["--options", "run.resume_ckpt_path=output/fake/checkpoint_best.pth"]
-    command = [sys.executable, str(ROOT / "evaluate.py"), "--cfg-path", str(path), *options]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    command(str(ROOT / "evaluate.py"), "--cfg-path", str(path), *options)
     assert json.loads((out / "result" / "test_epochbest.json").read_text()) == trained
     last = json.loads((out / "evaluate.txt").read_text().splitlines()[-1])
     assert last == {"test": {"num_samples": 5, "num_unreadable": 1, "agg_metrics": 0.0}, "epoch": "best", "dataset": "fake_image"}

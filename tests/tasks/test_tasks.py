@@ -79,6 +79,21 @@ def test_ground_truth_is_the_users_file_where_it_exists(tmp_path: Path, scored: 
         task.ground_truth(dataset, result_dir=tmp_path, split_name="test")
 
 
+def test_real_metrics(tmp_path: Path) -> None:
+    """Through the evaluation package: 1 of the captions is right, and so is the file that was made of the
+    annotation."""
+    task = setup_task(config(tmp_path / "out", task="captioning", caption_metrics="[Bleu, CIDEr]"))
+    dataset = FakeDataset("fake", "test", modality="image", size=3)
+    rows = caption_rows(task, dataset)
+    metrics = task.after_evaluation(rows, split_name="test", epoch=0, result_dir=tmp_path, dataset=dataset)
+    assert metrics["agg_metrics"] == pytest.approx(metrics["CIDEr"] + metrics["Bleu_4"])
+    assert 0 < metrics["Bleu_1"] <= 1 and metrics["num_unreadable"] == 1
+    task = setup_task(config(tmp_path / "out", task="captioning", caption_metrics="[Bleu]"))
+    assert "agg_metrics" in task.after_evaluation(rows, split_name="b", epoch=0, result_dir=tmp_path, dataset=dataset)
+    with pytest.raises(ConfigError, match="Unknown run.caption_metrics 'Blue'. Did you mean 'Bleu'"):
+        setup_task(config(tmp_path / "out", task="captioning", caption_metrics="[Blue]"))
+
+
 def test_captions_alone(tmp_path: Path) -> None:
     task = setup_task(config(tmp_path / "out", task="captioning", report_metric="false"))
     dataset = FakeDataset("fake", "test", modality="image", size=3)

@@ -45,9 +45,9 @@ class EvaViT(Eva):
             drop_path_rate=drop_path_rate,
             num_classes=0,
             global_pool="",
-            use_post_transformer_norm=False,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
+        self.norm = nn.Identity()  # BLIP-2 reads the blocks' output as it is
         self.set_grad_checkpointing(grad_checkpoint)
 
     def forward(self, image: Tensor) -> Tensor:
