@@ -12,8 +12,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
-Id = str | int
+Id = Any  # text or int
 Thing = tuple[str, str]  # colour, kind
 
 

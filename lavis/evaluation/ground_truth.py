@@ -15,7 +15,7 @@ from typing import Any, cast
 from lavis.datasets.geometry import region_id
 from lavis.evaluation.files import read_json, write_text
 
-Id = str | int
+Id = Any  # text or int
 
 
 def build_ground_truth(rows: Iterable[tuple[Id, str]], path: str | os.PathLike[str]) -> dict[str, Any]:

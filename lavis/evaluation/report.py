@@ -149,7 +149,9 @@ def footer(report: Mapping[str, Any]) -> dict[str, Any]:
     total = seconds.pop("total", sum(seconds.values()))
     longest = max(seconds.values(), default=0.0) or 1.0
     return {
-        "stages": [{"name": name, "seconds": value, "part": value / longest} for name, value in seconds.items()],
+        "stages": [
+            {"name": name.replace("_", " "), "seconds": value, "part": value / longest} for name, value in seconds.items()
+        ],
         "total": total,
         "memory": report.get("peak_memory_gb"),
         "versions": dict(report.get("versions") or {}),

@@ -69,9 +69,10 @@ def _one_line(caption: str) -> str:
 @functools.lru_cache(maxsize=1 << 17)
 def _tokenize(caption: str, following: str) -> str:
     """One caption -> its tokens joined by spaces."""
-    words: Iterable[str] | None = _plain_words(caption)
+    words = _plain_words(caption)
     if words is None:
-        words = (word.lower() for word in _lex(_one_line(caption), following))
+        line = " ".join(word.lower() for word in _lex(_one_line(caption), following))
+        words = line.rstrip().split(" ")  # an address may end with a wide space
     return " ".join(word for word in words if word not in PUNCTUATION)
 
 

@@ -45,6 +45,7 @@ class RunnerBase:
         self.model = (model.float() if self.device.type == "cpu" else model).to(self.device)
         self.output_dir: Path = resolve(self.run_cfg.output_dir)
         self.progress = Progress()
+        self.save_due = False
 
     # What a runner may do otherwise
 
@@ -83,7 +84,8 @@ class RunnerBase:
             self.progress.next_epoch()
             for name in improved:
                 self.save(f"checkpoint_{name}", epoch=epoch)
-            if self.saver.due_after_epoch(epoch + 1, is_last=epoch + 1 == self.num_epochs):
+            if self.save_due or self.saver.due_after_epoch(epoch + 1, is_last=epoch + 1 == self.num_epochs):
+                self.save_due = False
                 self.save(f"checkpoint_{epoch}", epoch=epoch)
         self.report.finish(self.progress, dropped=self._dropped_rows())
         self.test_best()
@@ -94,7 +96,10 @@ class RunnerBase:
         self.accum, self.log_freq, self.lr_schedule = int(run.accum_grad_iters), int(run.log_freq), str(run.lr_schedule)
         self.saver = Saver(self.output_dir, run_cfg=run)
         resumed = find_resume(run.resume_ckpt_path, self.output_dir)
-        self.loader = self.build_loader()
+        try:
+            self.loader = self.build_loader()
+        except ValueError as error:  # a dataset smaller than the number of processes, for one
+            raise ConfigError(f"the training data cannot be loaded: {error}") from error
         dist_utils.broadcast_tensors(param for param in self.model.parameters() if param.requires_grad)
         optimizer = build_optimizer(self.model, run)
         self.step = TrainStep(optimizer, run_cfg=run, device=self.device)
@@ -161,8 +166,10 @@ class RunnerBase:
                 epoch_steps=total,
                 steps_left=total - done - 1 + (self.num_epochs - progress.epoch - 1) * self.epoch_length(),
             )
-        # between the batches of one update a checkpoint would lose gradients, after the last the epoch itself saves
-        if self.saver.due_after_step(progress.step, is_log_step=is_log_step) and update and done + 1 < total:
+        # saved at the end of an update (between its batches gradients would be lost); the end of an epoch is train's
+        self.save_due |= self.saver.due_after_step(progress.step, is_log_step=is_log_step)
+        if self.save_due and update and done + 1 < total:
+            self.save_due = False
             self.save(f"checkpoint_{progress.epoch}_step{progress.step}", epoch=progress.epoch)
 
     # Evaluation

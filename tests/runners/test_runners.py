@@ -301,3 +301,9 @@ def test_precisions_on_a_gpu(tmp_path: Path, dtype: str) -> None:
     assert next(iter(weights(straight).values())).device.type == "cuda"
     resumed = run(tmp_path / "again", **options, resume_ckpt_path=tmp_path / "out" / "checkpoint_0_step3.pth")
     assert_same(weights(straight), weights(resumed))
+
+
+def test_a_save_waits_for_the_end_of_an_update_and_of_an_epoch(tmp_path: Path) -> None:
+    run(tmp_path / "a", accum_grad_iters=3, save_freq="5 steps", save_last="false")  # updates end at 3, 6, 9, 10 of 10
+    names = {path.name for path in (tmp_path / "a").glob("*.pth")}
+    assert names == {"checkpoint_0_step6.pth", "checkpoint_0.pth", "checkpoint_1_step16.pth", "checkpoint_1.pth"}
