@@ -98,8 +98,8 @@ NUMBER_ABBREVIATIONS = _words("art ca fig figs no nos op pp prop")  # before a d
 
 # After one letter and a full stop, one of these with a capital begins a new sentence.
 SENTENCE_STARTERS = _words("""
-A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once
-One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You
+A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr. Ms.
+Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You
 """)
 
 FILE_EXTENSIONS = _words("""

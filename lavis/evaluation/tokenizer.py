@@ -163,6 +163,7 @@ _NOT = f"[nN]{_APOSTROPHE_OR_TICK}[tT]"
 _THING_PART = f"(?:[dDoOlL]{_APOSTROPHE_OR_TICK}{_ALNUM})?{_ALNUM}+"
 _THING = f"{_THING_PART}(?:[-_\u058a\u2010\u2011]{_THING_PART})*"  # t-shirt, x_1, o'clock
 _INITIALS = r"[A-Za-z](?:\.[A-Za-z])+"  # a.m, U.S
+_STATES = r"(?i:(?:canada|sino|korean|eu|japan|non)-u\.s|u\.s\.-u\.k|u\.s\.-u\.s\.s\.r)"
 _HYPHENATED = f"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_INITIALS}\\.|[A-Za-z0-9\u00ad]+))+"  # U.S.-based
 _NUMBER = f"(?:{_DIGIT}*(?:[.:,\u00ad\u066b\u066c]{_DIGIT}+)+|{_DIGIT}+)"
 _STRAIGHT = "'\u0092\u2019&"  # what an apostrophe may begin with
@@ -242,11 +243,14 @@ def _word_rules() -> _Rules:
 
 def _address_rules() -> _Rules:
     """Web and mail addresses, names and tags with @ and #."""
-    rest = r"""[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},-]"""
+    # the second alternatives: the program counts characters beyond U+FFFF, most emoji, as two
+    rest = r"""(?:[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},-]|[\U00010000-\U0010ffff])"""
+    host = r"""(?:[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},-]|[\U00010000-\U0010ffff])"""
     label = r"""[^ \t\n\f\r"`'<>|.!?(){},-_$]+\."""  # the range from comma to underscore holds A-Z and 0-9
-    yield "hH", r"""((?i:https?)://[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},-])""", None
-    yield "w", rf"(www\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}(?:/{rest})?)", None
-    yield _ANY, f"((?:{label})+(?:com|net|org|edu)(?:/{rest})?)", None
+    yield "hH", f"((?i:https?)://{host})", None
+    for path in ("", f"/{rest}"):
+        yield "w", rf"(www\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}{path})", None
+        yield _ANY, f"((?:{label})+(?:com|net|org|edu){path})", None
     local, last = r"""[a-zA-Z0-9][^ \t\n\f\r"<>|()\u00a0{}]*""", r"""[^ \t\n\f\r"<>|(){}.\u00a0]+"""
     yield _L + _D + "<&", rf"((?:&lt;|<)?{local}@(?:{last}\.)*{last}(?:&gt;|>)?)", None
     yield "@", "(@[a-zA-Z_][a-zA-Z_0-9]*)", None
@@ -277,13 +281,15 @@ def _abbreviation_rules() -> _Rules:
     ending += [f"{word[0]}(?i:{word[1:]})" for word in tables.CAPITAL_ABBREVIATIONS]
     titles = [f"(?i:{word})" for word in tables.TITLE_ABBREVIATIONS] + [tables.TITLE_PATTERN]
     yield _L, rf"((?:{'|'.join(ending)})\.)(?s:..)", None
-    starters = "|".join(f"{word[0]}(?i:{word[1:]})" for word in tables.SENTENCE_STARTERS)
+    starters = "|".join(f"{word[0]}(?i:{re.escape(word[1:])})" for word in tables.SENTENCE_STARTERS)
     yield _L, rf"([A-Za-z])\.{_SPACE_OR_END}+(?:{starters}){_SPACE_OR_END}", None  # vitamin C. The
     yield _L, rf"((?i:{'|'.join(tables.NUMBER_ABBREVIATIONS)})\.){_SPACE_OR_END}?{_DIGIT}", None
     yield _L, rf"((?:{'|'.join(titles)}|(?i:a\.k\.a)|[A-Za-z])\.)", None
     yield _L, rf"((?:{'|'.join(ending)})\.)", None
     yield "pPeE", r"((?i:ph|ed)\.[dD]\.)", None
     yield _L, rf"({_INITIALS}\.)", None
+    yield _L, rf"({_STATES}\.)", None
+    yield _L, f"({_STATES}){_SPACE_OR_END}", None
     yield _L, f"({_INITIALS})", None
     yield _L + _D, f"({_THING})", _soft_hyphens
     yield _L, "([A-Z]+(?:(?:&amp;|[+&])[A-Z]+)+)", _ampersands  # AT&T
@@ -302,7 +308,7 @@ def _mark_rules() -> _Rules:
     yield '"&', '("|&quot;)[A-Za-z0-9$]', _always("``")
     yield '"&', '("|&quot;)', _always("''")
     yield "<>:;=", r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _round_brackets
-    yield _ANY, r"(\([-^x=~<>'][-_.]?[-^x=~<>']\)|[-^x=~<>']_[-^x=~<>'])", _brackets
+    yield _ANY, r"(\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)|[-^x=~<>']_[-^x=~<>'])", _brackets
     yield "()[]{}", "(.)", _brackets
     yield ".\u0085\u2026", r"(\.{3,5}|(?:\.[ \u00a0]){2,3}\.|[\u0085\u2026])", _always("...")
     yield "?!", "([?!]+)", None

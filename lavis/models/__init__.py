@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lavis.common.config import merge_model_config
+from lavis.common.config import merge_model_config, model_defaults
 from lavis.common.registry import registry
 from lavis.models.base_model import BaseModel
 from lavis.processors import load_processor
@@ -66,7 +66,7 @@ def load_model_and_preprocess(
 ) -> tuple[BaseModel, dict[str, Any], dict[str, Any]]:
     """A model of a registered type with its visual and text processors."""
     model = load_model(name, model_type, is_eval=is_eval, device=device)
-    return model, *load_preprocess(merge_model_config({"arch": name, "model_type": model_type}).get("preprocess") or {})
+    return model, *load_preprocess(model_defaults(name, model_type=model_type).get("preprocess") or {})
 
 
 class ModelZoo:

@@ -35,8 +35,12 @@ def bert_tokenizer(bert_path: str) -> BertTokenizer:
     """The Q-Former's tokenizer: BERT's, with `[DEC]` added as the token that starts generation."""
     try:
         tokenizer = BertTokenizer.from_pretrained(bert_path, local_files_only=True, truncation_side="right")
+        BertConfig.from_pretrained(bert_path, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"model.bert_path {bert_path!r} holds no BERT tokenizer: {error}") from error
+        raise ConfigError(
+            f"model.bert_path {bert_path!r} holds no BERT: give a folder with config.json and vocab.txt, or a name in the local "
+            f"Hugging Face cache ({str(error).strip().splitlines()[0]})"
+        ) from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
 

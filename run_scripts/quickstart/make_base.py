@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lavis.common.checkpoint import load_checkpoint_file
+from lavis.common.checkpoint import find_latest, load_checkpoint_file
 from lavis.common.config import Config
 from lavis.datasets.quickstart import generate
 from lavis.models import load_model_from_config
@@ -31,6 +31,7 @@ from lavis.models import load_model_from_config
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 DATA_SEED, NUM_TRAIN, NUM_TEST = 1, 8000, 100
+PHRASINGS = ("place_first",)  # a caption first says where, then what stands there
 log = logging.getLogger("make_base")
 
 
@@ -42,33 +43,45 @@ def export_blip2(checkpoint: Path, target: Path, *, config: Path) -> None:
     save_file(published, target, metadata={"format": "pt"})
 
 
-def run(command: Sequence[str], *, done: Path, **environment: str) -> None:
-    """Run a stage unless the file that it leaves is there."""
+def run(name: str, command: Sequence[str], *, done: Path, **environment: str) -> None:
+    """Run a stage unless the file that it leaves is there; what it prints is also kept in `<name>.log` beside that file."""
     if done.exists():
         log.info("kept: %s", done)
         return
     begin = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, cwd=REPOSITORY, env={**os.environ, **environment})
-    log.info("%s took %.0f s", Path(command[0]).name, time.perf_counter() - begin)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    variables = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment}
+    with (done.parent / f"{name}.log").open("w") as kept:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stdout.write(line)
+            kept.write(line)
+    if process.wait():
+        raise SystemExit(f"{name} failed with exit code {process.returncode}: {' '.join(command)}")
+    log.info("%s took %.0f s", name, time.perf_counter() - begin)
 
 
 def make(output: Path) -> None:
     """All stages in order."""
     data, base = output / "data", output / "base"
     if not (data / "annotations" / "vocabulary.json").exists():
-        generate(data, seed=DATA_SEED, num_train=NUM_TRAIN, num_test=NUM_TEST)
-    vit, lm = base / "vit.safetensors", base / "opt" / "model.safetensors"
-    run([str(HERE / "pretrain_vit.py"), "--output", str(vit)], done=vit)
-    run([str(HERE / "pretrain_lm.py"), "--data", str(data), "--output", str(base)], done=lm)
-    config, checkpoint = HERE / "pretrain_blip2.yaml", output / "blip2" / "checkpoint_last.pth"
+        generate(data, seed=DATA_SEED, num_train=NUM_TRAIN, num_test=NUM_TEST, phrasings=PHRASINGS)
+    vit, lm, blip2 = base / "vit.safetensors", base / "opt" / "model.safetensors", base / "blip2.safetensors"
+    run("pretrain_vit", [str(HERE / "pretrain_vit.py"), "--output", str(vit)], done=vit)
+    run("pretrain_lm", [str(HERE / "pretrain_lm.py"), "--data", str(data), "--output", str(base)], done=lm)
+    if blip2.exists():
+        return
+    config, folder = HERE / "pretrain_blip2.yaml", output / "blip2"
     places = {"QUICKSTART_BASE": str(base), "QUICKSTART_DATA": str(data)}
-    run(
-        ["train.py", "--cfg-path", str(config), "--options", f"run.output_dir={output / 'blip2'}"],
-        done=checkpoint,
-        **places,
-    )
+    options = ["--options", f"run.output_dir={folder}", "run.resume_ckpt_path=auto"]
+    run("pretrain_blip2", ["train.py", "--cfg-path", str(config), *options], done=folder / "done", **places)
     os.environ.update(places)
-    export_blip2(checkpoint, base / "blip2.safetensors", config=config)
+    checkpoint = find_latest(folder)
+    assert checkpoint is not None, f"{folder} holds no checkpoint"
+    export_blip2(checkpoint, blip2, config=config)
 
 
 def main() -> None:

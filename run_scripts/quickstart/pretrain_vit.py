@@ -175,7 +175,7 @@ def train(args: argparse.Namespace) -> tuple[EvaViT, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write (half precision)")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch-size", type=int, default=64, help="collages a step")
     parser.add_argument("--damping", type=float, default=8.0)
     parser.add_argument("--lr", type=float, default=1.5e-3)

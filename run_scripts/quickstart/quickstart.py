@@ -32,7 +32,7 @@ sys.path.insert(0, str(HERE))
 from quickstart_report import write_report  # noqa: E402  (it lies beside this file)
 
 log = logging.getLogger("quickstart")
-SEED, NUM_TRAIN, NUM_TEST = 42, 3000, 125
+SEED, NUM_TRAIN, NUM_TEST = 42, 1500, 125
 
 
 class Stages:

@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_size_is_refused(regionblip: Any, folder: Path) 
     [
         ({"num_beams": 5}, "Unknown key 'model.num_beams'"),
         ({"arch": "regionblip_optt"}, "regionblip_opt"),
-        ({"bert_path": "/no/such/folder"}, "holds no BERT tokenizer"),
+        ({"bert_path": "/no/such/folder"}, "holds no BERT"),
         ({"vit": {"vit_model": "eva2_clip_L"}}, "accepted: eva_clip_g"),
         ({"vit": {"vit_precision": "int8"}}, "accepted: fp32"),
         ({"modalities": {"image": {"losses": {"itx": 1.0}}}}, "itx"),

@@ -1,0 +1,66 @@
+"""Every YAML file loads, says how it is run, and names no machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lavis.common.config import Config, dataset_defaults, model_defaults
+from lavis.common.registry import registry
+from lavis.datasets.builder import dataset_zoo
+from lavis.models import load_model_from_config, model_zoo
+
+ROOT = Path(__file__).parents[1]
+RUNS = sorted(path for path in (ROOT / "run_scripts").rglob("*.yaml") if path.name != "common.yaml")
+ALL = sorted([*(ROOT / "run_scripts").rglob("*.yaml"), *(ROOT / "lavis/configs").rglob("*.yaml")])
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_run_configs_load_and_name_things_that_exist(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    cfg = Config.from_file(path)
+    registry.get_runner_class(cfg.run.runner)
+    registry.get_task_class(cfg.run.task)
+    registry.get_model_class(cfg.model.arch)
+    for dataset in cfg.datasets.values():
+        for processor in (dataset.vis_processor, dataset.text_processor):
+            for split in processor.values():
+                registry.get_processor_class(split.name)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_run_configs_say_how_to_run_them(path: Path) -> None:
+    comment = re.match(r"(#.*\n)+", path.read_text())
+    assert comment, "a comment on top"
+    for word in ("Run:", "Hardware:", "Expected:"):
+        assert word in comment.group(), f"{path.name} does not say {word}"
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_config_names_a_machine(path: Path) -> None:
+    assert not re.search(r"(?<![\w.$}])/(home|root|mnt|data|export|workspace)/", path.read_text())
+
+
+@pytest.mark.parametrize("arch", sorted(dict(model_zoo)))
+def test_model_defaults_are_complete(arch: str) -> None:
+    """Every registered type has defaults, which by themselves are a config that lacks files only."""
+    for model_type in dict(model_zoo)[arch]:
+        defaults = model_defaults(arch, model_type=model_type)
+        assert defaults["model"]["arch"] == arch and "preprocess" in defaults
+    with pytest.raises(ValueError, match="bert_path|bert-base-uncased"):
+        load_model_from_config({"arch": arch, "bert_path": "no-such-folder"})
+
+
+def test_dataset_defaults_are_complete() -> None:
+    for name in dataset_zoo.get_names():
+        assert dataset_defaults(name)["build_info"]["annotations"]
+
+
+def test_options_select_the_default_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "run_scripts/quickstart/eval_image_blip2.yaml"
+    assert Config.from_file(path).model.arch == "blip2_opt"
+    with pytest.raises(ValueError, match="pretrain_opt2.7b"):
+        Config.from_file(path, options=["model.model_type=pretrain_opt2.6b"])
