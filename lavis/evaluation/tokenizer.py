@@ -59,7 +59,7 @@ def _following(lines: Sequence[str], index: int) -> str:
     if not _OPEN_END.search(lines[index]):
         return "\n"
     rest = "\n".join(_one_line(line) for line in lines[index + 1 : index + 9])
-    return "\n" + rest[:32] + ("\n" if index + 9 < len(lines) else "")
+    return "\n" + rest[:64] + ("\n" if index + 9 < len(lines) else "")
 
 
 def _one_line(caption: str) -> str:
@@ -165,6 +165,8 @@ _THING = f"{_THING_PART}(?:[-_\u058a\u2010\u2011]{_THING_PART})*"  # t-shirt, x_
 _INITIALS = r"[A-Za-z](?:\.[A-Za-z])+"  # a.m, U.S
 _STATES = r"(?i:(?:canada|sino|korean|eu|japan|non)-u\.s|u\.s\.-u\.k|u\.s\.-u\.s\.s\.r)"
 _HYPHENATED = f"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_INITIALS}\\.|[A-Za-z0-9\u00ad]+))+"  # U.S.-based
+_NAME, _VALUE = "[A-Za-z][A-Za-z0-9_:.-]*", """(?:'[^'\r\n]*'|"[^"\r\n]*")"""
+_TAG = rf"<(?:[!?][A-Za-z-][^>\r\n]*|{_NAME}(?: +{_NAME}(?: *= *{_VALUE})?)* */?|/{_NAME}) *>"  # <a href="x">
 _NUMBER = f"(?:{_DIGIT}*(?:[.:,\u00ad\u066b\u066c]{_DIGIT}+)+|{_DIGIT}+)"
 _STRAIGHT = "'\u0092\u2019&"  # what an apostrophe may begin with
 
@@ -218,8 +220,7 @@ def _word_rules() -> _Rules:
     yield "gG", "((?i:got))(?i:ta)", None
     yield "gGlL", "((?i:gim|lem))(?i:me)", None
     yield "'", "('[tT])(?i:is|was)", None
-    name, value = "[A-Za-z][A-Za-z0-9_:.-]*", """(?:'[^'\r\n]*'|"[^"\r\n]*")"""
-    yield "<", rf"(<(?:[!?][A-Za-z-][^>\r\n]*|{name}(?: +{name}(?: *= *{value})?)* */?|/{name}) *>)", _spaces
+    yield "<", f"({_TAG})", _spaces
     yield "&", "(&(?:MD|mdash|ndash);)", _always("--")
     yield "\u0096\u0097\u2013\u2014\u2015", "(.)", _always("--")
     yield "&", "(&nbsp;)", _nothing
@@ -282,7 +283,7 @@ def _abbreviation_rules() -> _Rules:
     titles = [f"(?i:{word})" for word in tables.TITLE_ABBREVIATIONS] + [tables.TITLE_PATTERN]
     yield _L, rf"((?:{'|'.join(ending)})\.)(?s:..)", None
     starters = "|".join(f"{word[0]}(?i:{re.escape(word[1:])})" for word in tables.SENTENCE_STARTERS)
-    yield _L, rf"([A-Za-z])\.{_SPACE_OR_END}+(?:{starters}){_SPACE_OR_END}", None  # vitamin C. The
+    yield _L, rf"([A-Za-z])\.{_SPACE_OR_END}+(?:{starters}|{_TAG}){_SPACE_OR_END}", None  # vitamin C. The
     yield _L, rf"((?i:{'|'.join(tables.NUMBER_ABBREVIATIONS)})\.){_SPACE_OR_END}?{_DIGIT}", None
     yield _L, rf"((?:{'|'.join(titles)}|(?i:a\.k\.a)|[A-Za-z])\.)", None
     yield _L, rf"((?:{'|'.join(ending)})\.)", None

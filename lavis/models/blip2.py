@@ -13,6 +13,7 @@ E similarity width, L text tokens, H LLM width; *_all are over all processes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -197,13 +198,24 @@ class Blip2Base(Captioner, BaseModel):
         image = samples.get("image")
         if image is None:
             raise ValueError(f"modality {row.name!r} needs samples['image']")
-        dtype = self.visual_encoder.patch_embed.proj.weight.dtype
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.freeze_vit):
-            tokens = self.visual_encoder(image.to(self.device, dtype))
-        with torch.autocast(tokens.device.type, enabled=False):  # ln_vision computes in float32
-            embeds = self.ln_vision(tokens.float())
+        embeds = self.ln_vision_float32(self.vit_tokens(image))
         index = samples.get("image_index")
         return EncoderTokens(embeds, None if index is None else index.to(self.device))
+
+    def vit_tokens(self, image: Tensor) -> Tensor:
+        """image [I, 3, S, S] -> ViT tokens [I, T, C], in the type of its weights; without a graph when it is frozen.
+
+        Autocast stays out where the weights are in low precision: it would only convert them again at every step.
+        """
+        dtype = self.visual_encoder.patch_embed.proj.weight.dtype
+        as_it_is = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, enabled=False)
+        with as_it_is, torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.freeze_vit):
+            return self.visual_encoder(image.to(self.device, dtype))
+
+    def ln_vision_float32(self, tokens: Tensor) -> Tensor:
+        """ln_vision, always in float32, as published."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.ln_vision(tokens.float())
 
     def queries(self, samples: Mapping[str, Any], row: Modality, rows: int) -> Tensor:
         """Query embeddings of a batch [B, Q, D], with the region's position where the row has one."""
@@ -219,7 +231,8 @@ class Blip2Base(Captioner, BaseModel):
             return None
         if samples.get(region.key) is None:
             raise ValueError(f"modality {row.name!r} needs samples[{region.key!r}]")
-        region.check(samples[region.key])
+        if samples[region.key].is_cpu or not self.training:  # a training step on a GPU does not wait for a check
+            region.check(samples[region.key])
         return samples[region.key].to(self.device)
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
