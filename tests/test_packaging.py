@@ -27,7 +27,6 @@ print("fine")
 def test_an_installed_copy_works_anywhere(tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(ROOT)]
     subprocess.run(install, check=True, capture_output=True, text=True)
-    done = subprocess.run(
-        [sys.executable, "-c", USE], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}, capture_output=True, text=True
-    )
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.strip().endswith("fine"), done.stderr

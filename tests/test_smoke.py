@@ -39,7 +39,8 @@ def machine() -> dict[str, Any]:
 def run_smoke(folder: Path) -> list[dict[str, Any]]:
     """The step lines of a fresh smoke run, without what depends on the clock."""
     generate(folder / "data", seed=7, num_train=48, num_test=8)
-    command = [sys.executable, "train.py", "--cfg-path", "run_scripts/train/smoke.yaml", "--options", f"run.output_dir={folder / 'run'}"]
+    options = ["--options", f"run.output_dir={folder / 'run'}"]
+    command = [sys.executable, "train.py", "--cfg-path", "run_scripts/train/smoke.yaml", *options]
     environment = {**os.environ, "SMOKE_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment.pop("QUICKSTART_BASE", None)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

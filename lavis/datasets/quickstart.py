@@ -99,9 +99,7 @@ def draw_attributes(rng: np.random.RandomState) -> list[tuple[str, str, int]]:
             return list(zip(colour, kind, (int(cell) for cell in cells), strict=True))
 
 
-def draw_scene(
-    image: str, image_id: str, *, rng: np.random.RandomState, scans: Scans
-) -> tuple[np.ndarray, Scene]:
+def draw_scene(image: str, image_id: str, *, rng: np.random.RandomState, scans: Scans) -> tuple[np.ndarray, Scene]:
     """Picture [S, S, 3] uint8 and truth of one random scene."""
     picture = background(1, rng=rng)[0]
     things = []
@@ -189,10 +187,7 @@ def generate(
     if not phrasings:
         raise ValueError(f"phrasings is empty; accepted: one or more of {', '.join(PHRASINGS)}")
     root = Path(root)
-    scenes = {
-        split: _draw_split(root, split, count, seed=seed)
-        for split, count in (("train", num_train), ("test", num_test))
-    }
+    scenes = {split: _draw_split(root, split, count, seed=seed) for split, count in (("train", num_train), ("test", num_test))}
     contents: dict[str, Any] = {
         "coco_karpathy_train": [
             {"image": s.image, "caption": caption(s.things, phrasing), "image_id": f"coco_{s.image_id}"}
@@ -200,8 +195,7 @@ def generate(
             for phrasing in phrasings
         ],
         "coco_karpathy_test": [
-            {"image": s.image, "caption": [caption(s.things, phrasing) for phrasing in PHRASINGS]}
-            for s in scenes["test"]
+            {"image": s.image, "caption": [caption(s.things, phrasing) for phrasing in PHRASINGS]} for s in scenes["test"]
         ],
         "vocabulary": vocabulary(),
     }

@@ -70,10 +70,7 @@ def split_scans() -> dict[str, Scans]:
         rank[rows] = np.arange(len(rows))
     index = np.arange(len(pixels))
     held = rank % _TEST_SHARE == _TEST_SHARE - 1
-    return {
-        name: Scans(pixels[keep], data.target[keep], index[keep])
-        for name, keep in (("train", ~held), ("test", held))
-    }
+    return {name: Scans(pixels[keep], data.target[keep], index[keep]) for name, keep in (("train", ~held), ("test", held))}
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
@@ -105,9 +102,7 @@ def _fit(opacity: Image.Image, size: int) -> np.ndarray:
     return np.asarray(cut.resize(shape, Image.Resampling.BICUBIC), dtype=np.float32) / 255.0
 
 
-def thing_mask(
-    kind: str, *, size: int, rng: np.random.RandomState, scans: Scans
-) -> tuple[np.ndarray, int | None]:
+def thing_mask(kind: str, *, size: int, rng: np.random.RandomState, scans: Scans) -> tuple[np.ndarray, int | None]:
     """Draw one thing: opacity [h, w] float32 in [0, 1] with max(h, w) == size, and the scan's index.
 
     The index is None for a shape. Every draw turns the thing by at most 10 degrees (shapes) or 8 (digits).

@@ -107,7 +107,8 @@ class BaseModel(nn.Module):
 
     def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1.0) -> list[dict[str, Any]]:
         """Parameter groups: weight decay for matrices, none for biases, norms and vectors."""
-        decay, plain = [], []
+        decay: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 no_decay = parameter.ndim < 2 or any(part in name for part in NO_DECAY)

@@ -17,7 +17,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,31 +71,31 @@ class Blip2Base(Captioner, BaseModel):
     @staticmethod
     def modality_rows(cfg: DictConfig) -> dict[str, Any]:
         """The modality table of a config as plain mappings."""
-        rows = OmegaConf.to_container(cfg.modalities, resolve=True)
-        assert isinstance(rows, dict)
-        return rows
+        return cast(dict[str, Any], OmegaConf.to_container(cfg.modalities, resolve=True))
 
     # -- building -----------------------------------------------------------------------------------------------------------
     def setup_branches(self) -> None:
         """One branch per modality, and the heads that all share."""
         cfg, width = self.cfg, self.Qformer.width
-        aligned = any(row.weight("itc") or row.weight("itm") for row in self.rows.values())
+        for row in self.rows.values():
+            if row.weight("llm") and self.llm is None:
+                raise ConfigError(f"modalities.{row.name}.losses.llm is {row.weight('llm')}, but arch {cfg.arch} has no LLM")
         self.branches = nn.ModuleDict(
             {
                 name: Branch(
                     row,
                     num_query=cfg.qformer.num_query_token,
                     width=width,
-                    embed_dim=cfg.embed_dim if aligned else None,
+                    embed_dim=cfg.embed_dim,
                     llm_width=self.llm.width if self.llm is not None else None,
                     init_std=self.Qformer.config.initializer_range,
                 )
                 for name, row in self.rows.items()
             }
         )
-        self.text_proj = nn.Linear(width, cfg.embed_dim) if aligned else None
-        self.itm_head = nn.Linear(width, 2) if aligned else None
-        self.temp = nn.Parameter(torch.tensor(0.07)) if aligned else None
+        self.text_proj = nn.Linear(width, cfg.embed_dim)
+        self.itm_head = nn.Linear(width, 2)
+        self.temp = nn.Parameter(torch.tensor(0.07))
 
     def load_parts(self) -> None:
         """Weights of the parts that files of their own give: encoders, BERT under the Q-Former, the LLM."""
@@ -222,11 +222,11 @@ class Blip2Base(Captioner, BaseModel):
         position = self.position(samples, row)
         if position is not None and len(position) != rows:
             raise ValueError(f"{len(position)} regions for {rows} rows; give image_index when regions share images")
-        return self.branches[row.name].queries(rows, position, use_position=not self.cfg.ablation_no_posembed)
+        return self.branch(row.name).queries(rows, position, use_position=not self.cfg.ablation_no_posembed)
 
     def position(self, samples: Mapping[str, Any], row: Modality) -> Tensor | None:
-        """The region positions of a batch on the model's device; None for a row without regions. ValueError when absent or bad."""
-        region = self.branches[row.name].region
+        """The region positions of a batch; None for a row without regions. ValueError when absent or bad."""
+        region = self.branch(row.name).region
         if region is None:
             return None
         if samples.get(region.key) is None:
@@ -239,6 +239,10 @@ class Blip2Base(Captioner, BaseModel):
         """Q-Former ids and mask [B, L], cut to max_txt_len and padded to the longest."""
         out = self.tokenizer(texts, padding="longest", truncation=True, max_length=self.cfg.max_txt_len, return_tensors="pt")
         return out.input_ids.to(self.device), out.attention_mask.to(self.device)
+
+    def branch(self, name: str) -> Branch:
+        """The branch of a modality."""
+        return cast(Branch, self.branches[name])
 
     def qformer_of(self, row: Modality) -> QFormer:
         """The Q-Former that serves a row."""
@@ -267,8 +271,8 @@ class Blip2Base(Captioner, BaseModel):
         hidden: Tensor,
         cache: list[KeyValue],
     ) -> dict[str, Tensor]:
-        """Unweighted losses of the row, in the order of LOSS_NAMES."""
-        texts, branch = list(samples["text_input"]), self.branches[row.name]
+        """Unweighted losses of the row."""
+        texts, branch = list(samples["text_input"]), self.branch(row.name)
         if len(texts) != tokens.rows:
             raise ValueError(f"{len(texts)} texts for {tokens.rows} rows")
         found: dict[str, Tensor] = {}
@@ -283,10 +287,13 @@ class Blip2Base(Captioner, BaseModel):
         if row.weight("lm"):
             found["lm"] = self.lm_loss(row, ids, mask, cache)
         if row.weight("llm"):
+            assert self.llm is not None and branch.llm_proj is not None, "setup_branches refuses an llm loss without an LLM"
             prompts = [row.prompt] * len(texts)
             found["llm"] = global_mean(self.llm.loss(branch.llm_proj(hidden), prompts=prompts, targets=texts))
         if row.weight("reg") and branch.region is not None:
-            found["reg"] = branch.region.loss(hidden, self.position(samples, row))
+            position = self.position(samples, row)
+            assert position is not None
+            found["reg"] = branch.region.loss(hidden, position)
         return found
 
     # -- the losses of stage 1 ---------------------------------------------------------------------------------------------
@@ -300,7 +307,7 @@ class Blip2Base(Captioner, BaseModel):
         Published: what a row is compared with gets no gradient (`itc_gather_grad: false`), its own side does. Either way the
         update does not depend on the number of processes.
         """
-        visual = F.normalize(self.branches[row.name].itc_proj(hidden), dim=-1)
+        visual = F.normalize(self.branch(row.name).itc_proj(hidden), dim=-1)
         text = self.text_features(row, ids, mask)
         visual_all, text_all = dist_utils.gather_with_grad(visual), dist_utils.gather_with_grad(text)
         if self.cfg.itc_gather_grad:
@@ -338,7 +345,7 @@ class Blip2Base(Captioner, BaseModel):
         pairs = tokens_all.select(torch.cat([own, image_for_text[own], own]))
         joint_ids = torch.cat([ids_all[own], ids_all[own], ids_all[other_text]])
         joint_mask = torch.cat([mask_all[own], mask_all[own], mask_all[other_text]])
-        queries = self.branches[row.name].query_tokens.expand(3 * rows, -1, -1)
+        queries = self.branch(row.name).query_tokens.expand(3 * rows, -1, -1)
         hidden = self.qformer_of(row).joint_pass(queries, joint_ids, joint_mask, pairs)
         return losses.matching(self.itm_head(hidden[:, : queries.shape[1]]).mean(dim=1), rows)
 

@@ -72,7 +72,7 @@ class Captioner:
             if self.llm is None:
                 return self._generate_by_qformer(samples, row, decoding)
             hidden, _, _ = self.visual_hidden(samples, row)
-            prefix = self.branches[row.name].llm_proj(hidden)
+            prefix = self.branch(row.name).llm_proj(hidden)
             prompts = self._prompts(samples, row, len(prefix))
             return self.llm.generate(prefix, prompts=prompts, decoding=decoding)
 
@@ -136,7 +136,7 @@ class Captioner:
         row = self.row_of(samples)
         with self.router.route(row.name):
             hidden, _, _ = self.visual_hidden(samples, row)
-            return self.llm.generate(self.branches[row.name].llm_proj(hidden), prompts=prompts, decoding=decoding)
+            return self.llm.generate(self.branch(row.name).llm_proj(hidden), prompts=prompts, decoding=decoding)
 
     @torch.no_grad()
     def extract_features(self: Any, samples: Mapping[str, Any], mode: str = "multimodal") -> BlipOutputFeatures:
@@ -153,14 +153,12 @@ class Captioner:
                 ids, mask = self.tokenize(list(samples["text_input"]))
             if mode == "text":
                 out.text_embeds = qformer.text_pass(ids, mask)
-                if self.text_proj is not None:
-                    out.text_embeds_proj = F.normalize(self.text_proj(out.text_embeds), dim=-1)
+                out.text_embeds_proj = F.normalize(self.text_proj(out.text_embeds), dim=-1)
                 return out
             hidden, tokens, queries = self.visual_hidden(samples, row)
             if mode == "image":
                 out.image_embeds = hidden
-                if self.branches[row.name].itc_proj is not None:
-                    out.image_embeds_proj = F.normalize(self.branches[row.name].itc_proj(hidden), dim=-1)
+                out.image_embeds_proj = F.normalize(self.branch(row.name).itc_proj(hidden), dim=-1)
                 return out
             out.multimodal_embeds = qformer.joint_pass(queries, ids, mask, tokens)[:, : queries.shape[1]]
             return out
@@ -173,7 +171,7 @@ class Captioner:
         modality: str | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Captions of pixel boxes [[x1, y1, x2, y2], ...] on a PIL image, with one encoder pass; without boxes, of the whole image.
+        """Captions of pixel boxes [[x1, y1, x2, y2], ...] on a PIL image, with one encoder pass; of the whole image without.
 
         `kwargs` are those of `generate`. ValueError for a box with no area inside the image. The model is left in its mode.
         """

@@ -7,7 +7,7 @@ Shapes: B rows of the (global) batch, Q queries, E similarity width, S positions
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ IGNORE = -100
 LABEL_SMOOTHING = 0.1  # of ITC and of the Q-Former's LM, as published
 
 
-class TokenLoss(NamedTuple):
+@dataclass
+class TokenLoss:
     """A loss over tokens before it is divided: the sum and the number of tokens that it sums."""
 
     total: Tensor

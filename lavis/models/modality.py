@@ -67,14 +67,14 @@ class Branch(nn.Module):
         *,
         num_query: int,
         width: int,
-        embed_dim: int | None,
+        embed_dim: int,
         llm_width: int | None,
         init_std: float,
     ) -> None:
         super().__init__()
         self.row = row
         self.query_tokens = nn.Parameter(torch.empty(1, num_query, width).normal_(std=init_std))
-        self.itc_proj = nn.Linear(width, embed_dim) if embed_dim else None
+        self.itc_proj = nn.Linear(width, embed_dim)
         self.llm_proj = nn.Linear(width, llm_width) if llm_width else None
         self.region = RegionPosition(row.region, width) if row.region else None
 

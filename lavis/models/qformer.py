@@ -168,22 +168,47 @@ class Layer(nn.Module):
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], kv
 
 
-class LanguageHead(nn.Module):
-    """BERT's masked-LM head, `predictions.*`; the decoder is tied to the word embeddings."""
+class Transform(nn.Module):
+    """Dense, GELU and LayerNorm in front of the language head's decoder."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.predictions = nn.Module()
-        self.predictions.transform = nn.Module()
-        self.predictions.transform.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.predictions.transform.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.predictions.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class Predictions(nn.Module):
+    """BERT's masked-LM head; the decoder is tied to the word embeddings."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.transform = Transform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
         """x [..., D] -> logits [..., V]"""
-        transform = self.predictions.transform
-        x = transform.LayerNorm(F.gelu(transform.dense(x)))
-        return F.linear(x, word_embeddings, self.predictions.bias)
+        return F.linear(self.transform(x), word_embeddings, self.bias)
+
+
+class LanguageHead(nn.Module):
+    """Holds `predictions` under its published name."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.predictions = Predictions(config)
+
+
+class Encoder(nn.Module):
+    """The layers; every `cross_attention_freq`-th of them cross-attends, from the first on."""
+
+    def __init__(self, config: BertConfig, encoder_width: int, cross_attention_freq: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            Layer(config, encoder_width if i % cross_attention_freq == 0 else None) for i in range(config.num_hidden_layers)
+        )
 
 
 class Bert(nn.Module):
@@ -192,10 +217,7 @@ class Bert(nn.Module):
     def __init__(self, config: BertConfig, encoder_width: int, cross_attention_freq: int) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleList(
-            Layer(config, encoder_width if i % cross_attention_freq == 0 else None) for i in range(config.num_hidden_layers)
-        )
+        self.encoder = Encoder(config, encoder_width, cross_attention_freq)
 
 
 class QFormer(nn.Module):
@@ -259,10 +281,11 @@ class QFormer(nn.Module):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> vocabulary logits [..., V]."""
-        return self.cls(hidden, self.bert.embeddings.word_embeddings.weight)
+        return self.cls.predictions(hidden, self.bert.embeddings.word_embeddings.weight)
 
     def queries_from_text_ffn(self) -> None:
         """Start every layer's query feed-forward from the text feed-forward, as BLIP-2 does when it starts from BERT."""
         for layer in self.bert.encoder.layer:
+            assert isinstance(layer, Layer)
             layer.intermediate_query.load_state_dict(layer.intermediate.state_dict())
             layer.output_query.load_state_dict(layer.output.state_dict())

@@ -7,10 +7,11 @@ the BLIP-2 half stays frozen so that image captions stay what they were, and BLI
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lavis.common.config import ConfigError
 from lavis.common.registry import registry
@@ -29,7 +30,7 @@ class RegionBLIP(Blip2Base):
 
     def __init__(self, cfg: DictConfig) -> None:
         regression = float(cfg.aux_regloss_weight) if cfg.enable_aux_regloss else 0.0
-        cfg = OmegaConf.merge(cfg)  # a copy: the caller's config stays as it is
+        cfg = copy.deepcopy(cfg)  # the caller's config stays as it is
         for row in cfg.modalities.values():
             if row.losses.get("reg") is not None:
                 row.losses.reg = row.losses.reg * regression
@@ -52,15 +53,14 @@ class RegionBLIP(Blip2Base):
 
     def freeze_blip2(self) -> None:
         """Freeze what BLIP-2 brought: ln_vision, the image queries and projection, and the image adapters (zero B: no effect)."""
-        branch = self.branches[self.IMAGE]
-        for module in (self.ln_vision, branch.llm_proj):
-            self.freeze(module)
+        branch = self.branch(self.IMAGE)
+        assert self.llm is not None and branch.llm_proj is not None
+        self.freeze(self.ln_vision)
+        self.freeze(branch.llm_proj)
         branch.query_tokens.requires_grad_(False)
-        for parameter in (
-            *adapter_parameters(self.Qformer, self.IMAGE),
-            *adapter_parameters(self.llm, self.IMAGE),
-        ):
-            parameter.requires_grad_(False)
+        for model in (self.Qformer, self.llm):
+            for parameter in adapter_parameters(model, self.IMAGE):
+                parameter.requires_grad_(False)
 
     def load_checkpoint_from_config(self, cfg: DictConfig) -> None:
         """BLIP-2 first (`load_blip2_pretrain`), then `finetuned` or `pretrained` over it."""
@@ -76,8 +76,9 @@ class RegionBLIP(Blip2Base):
     @torch.no_grad()
     def start_regions_from_image(self) -> None:
         """Start the queries and projections of the other image modalities from those of the whole image."""
-        source = self.branches[self.IMAGE]
-        for name, branch in self.branches.items():
+        source = self.branch(self.IMAGE)
+        for name in self.rows:
+            branch = self.branch(name)
             if name != self.IMAGE and self.rows[name].encoder == self.rows[self.IMAGE].encoder:
                 branch.query_tokens.copy_(source.query_tokens)
                 for part in ("llm_proj", "itc_proj"):

@@ -10,7 +10,6 @@ the command can be run again. `--install` copies the result to assets/quickstart
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -20,7 +19,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from lavis.common.checkpoint import find_latest, load_checkpoint_file

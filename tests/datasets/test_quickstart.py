@@ -66,8 +66,7 @@ def test_boxes_lie_in_their_places_and_hold_the_thing(data: Path) -> None:
 
 def test_digit_scans_of_train_and_test_do_not_overlap(data: Path) -> None:
     used = {
-        split: {t["scan"] for s in read(data, f"scenes_{split}") for t in s["things"]} - {None}
-        for split in ("train", "test")
+        split: {t["scan"] for s in read(data, f"scenes_{split}") for t in s["things"]} - {None} for split in ("train", "test")
     }
     assert used["train"] and used["test"] and not used["train"] & used["test"]
     scans = split_scans()
@@ -133,9 +132,7 @@ def test_same_seed_same_bytes_another_seed_other_scenes(data: Path, tmp_path: Pa
     quickstart.generate(tmp_path / "a", seed=3, num_train=4, num_test=2)
     quickstart.generate(tmp_path / "b", seed=4, num_train=4, num_test=2)
     image = read(data, "scenes_train")[3]["image"]
-    first, again, other = (
-        (root / "images" / image).read_bytes() for root in (data, tmp_path / "a", tmp_path / "b")
-    )
+    first, again, other = ((root / "images" / image).read_bytes() for root in (data, tmp_path / "a", tmp_path / "b"))
     assert first == again != other
     assert read(data, "scenes_train")[:4] == read(tmp_path / "a", "scenes_train")
 

@@ -50,7 +50,7 @@ class EvaViT(Eva):
         self.norm = nn.Identity()  # BLIP-2 reads the blocks' output as it is
         self.set_grad_checkpointing(grad_checkpoint)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         size = self.patch_embed.img_size
         if image.dim() != 4 or tuple(image.shape[-2:]) != tuple(size):
             raise ValueError(f"image has shape {tuple(image.shape)}; the ViT was built for [B, 3, {size[0]}, {size[1]}]")

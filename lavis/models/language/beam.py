@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ from transformers import (
 from lavis.models.language.base import Decoding
 
 START_SCORE = -1e9
+
+Processors = Callable[[Any, Any], Any]  # (tokens [B*K, L], scores [B*K, V]) -> scores
 
 # step(tokens [B*K, L], rows [B*K] into the previous step's rows, or None at the first step) -> next-token logits [B*K, V]
 Step = Callable[[Tensor, Tensor | None], Tensor]
@@ -61,7 +64,7 @@ class _Finished:
         return full and self.beams[-1][0] >= best_candidate / length**self.length_penalty
 
 
-def processors(decoding: Decoding, eos: list[int]) -> LogitsProcessorList:
+def processors(decoding: Decoding, eos: list[int]) -> Processors:
     """The logits processors that a decoding asks for."""
     chain = LogitsProcessorList()
     if decoding.repetition_penalty != 1.0:
@@ -102,7 +105,7 @@ def _sample(
     eos: list[int],
     pad: int,
     max_length: int,
-    chain: LogitsProcessorList,
+    chain: Processors,
     *,
     greedy: bool,
 ) -> Decoded:
@@ -124,7 +127,7 @@ def _beam_search(
     eos: list[int],
     pad: int,
     max_length: int,
-    chain: LogitsProcessorList,
+    chain: Processors,
     decoding: Decoding,
 ) -> Decoded:
     beams, device = decoding.num_beams, tokens.device

@@ -108,7 +108,7 @@ class _CachedStep:
 
     def __init__(self, lm: CausalLM, embeds: Tensor, mask: Tensor, copies: int) -> None:
         self.lm, self.embeds, self.mask, self.copies = lm, embeds, mask, copies
-        self.cache = DynamicCache()
+        self.cache: Any = DynamicCache()
 
     def __call__(self, tokens: Tensor, origin: Tensor | None) -> Tensor:
         if tokens.shape[1] == 1:

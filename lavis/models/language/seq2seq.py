@@ -7,6 +7,8 @@ As published, the feed-forward activation is the exact GELU instead of the tanh 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
@@ -85,7 +87,7 @@ class _CachedStep:
     def __init__(self, lm: Seq2SeqLM, embeds: Tensor, mask: Tensor, copies: int) -> None:
         self.lm, self.mask, self.copies = lm, mask, copies
         self.hidden = lm.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
     def __call__(self, tokens: Tensor, origin: Tensor | None) -> Tensor:
         if tokens.shape[1] == 1:
