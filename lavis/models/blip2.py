@@ -146,20 +146,12 @@ class Blip2Base(Captioner, BaseModel):
         content = load_checkpoint_file(path) if isinstance(path, str | Path) else path
         state = content.get("model", content)
         layout, renamed = self.key_map.rename(state)
-        report = load_into(self, renamed, layout=layout, explain=self.explain_missing())
+        report = load_into(self, renamed, layout=layout, loaded_before=self._loaded)
         if not report.loaded:
             raise ValueError(f"nothing in {path if isinstance(path, str | Path) else 'the state'} fits this model: {report}")
         self._loaded |= set(report.loaded)
         logger.info("%s: %s", path if isinstance(path, str | Path) else "state", report)
         return report
-
-    def explain_missing(self) -> dict[str, str]:
-        """Why a checkpoint may lack keys, by prefix."""
-        return {
-            "visual_encoder.": "of the ViT, which has a file of its own",
-            "llm.": "of the LLM, which has a folder of its own",
-            "Qformer.": "of the Q-Former, kept from bert_path",
-        }
 
     def random_parts(self) -> list[str]:
         random = set()

@@ -11,7 +11,7 @@ The rename of BLIP-2 names to RegionBLIP's was never published; it follows from 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -135,11 +135,11 @@ class KeyMap:
         return layout, {self.to_lavis(key, layout): tensor for key, tensor in state.items()}
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], *, layout: str, explain: dict[str, str] | None = None) -> LoadReport:
+def load_into(model: nn.Module, state: Mapping[str, Tensor], *, layout: str, loaded_before: Collection[str] = ()) -> LoadReport:
     """Copy a state dict (our names) into `model` and report.
 
-    ValueError names every tensor whose shape differs, with both shapes, and nothing is copied then. `explain` gives the reason
-    for missing names by prefix, longest prefix first.
+    ValueError names every tensor whose shape differs, with both shapes, and nothing is copied then. Names in `loaded_before`
+    that the state lacks are reported as such.
     """
     own = {name: t for name, t in model.state_dict(keep_vars=True).items()}
     wrong = [
@@ -162,14 +162,14 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, layout: str, exp
     tied = {id(own[name]) for name in loaded}
     for name, tensor in own.items():
         if name not in loaded and id(tensor) not in tied:
-            report.missing[name] = _reason(name, tensor, explain or {})
+            report.missing[name] = _reason(name, tensor, name in loaded_before)
     return report
 
 
-def _reason(name: str, tensor: Tensor, explain: dict[str, str]) -> str:
-    for prefix in sorted(explain, key=len, reverse=True):
-        if name.startswith(prefix):
-            return explain[prefix]
-    if ".lora_B." in name or ".lora_A." in name:
+def _reason(name: str, tensor: Tensor, loaded_before: bool) -> str:
+    """Why it is no harm, or what to look at, that a file lacks a tensor."""
+    if loaded_before:
+        return "loaded before, from a file of its own"
+    if ".lora_A." in name or ".lora_B." in name:
         return "adapters as initialised"
-    return "trainable, kept as initialised" if tensor.requires_grad else "frozen, kept as it was"
+    return "trainable, as initialised" if tensor.requires_grad else "frozen, as initialised"

@@ -6,14 +6,17 @@ Everything is read from what the runs wrote: result files, evaluate.txt, log.txt
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import transformers
 
+import lavis
 from lavis.datasets.geometry import region_id
 from lavis.datasets.quickstart_things import COLOURS, KINDS
 from lavis.evaluation import attributes
@@ -22,6 +25,7 @@ from lavis.evaluation.report import write_report_html
 
 VOCABULARY = attributes.Vocabulary(colours=COLOURS, kinds=KINDS)
 CAPTION_METRICS = ("CIDEr", "Bleu_4", "ROUGE_L")
+CHARTS = {"Language model": "loss_llm", "Box regression": "loss_reg", "Contrast": "loss_itc", "Q-Former text": "loss_lm"}
 GALLERY = 24
 
 Captions = dict[str, str]
@@ -124,18 +128,24 @@ def baselines(truth: Truth, ground_truth: Path) -> dict[str, Any]:
     return found
 
 
-def loss_curve(folder: Path, loss: str = "loss") -> list[tuple[int, float]]:
-    """(step, loss) of the step lines of log.txt."""
-    lines = [json.loads(line) for line in (folder / "log.txt").read_text("utf-8").splitlines()]
-    return [(line["step"], float(line[loss])) for line in lines if loss in line and "step" in line and "modality" in line]
+def loss_curves(output: Path) -> dict[str, list[tuple[int, float]]]:
+    """{"chart / line": [(step, loss), ...]} from the step lines of both runs' log.txt."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line_name, run in (("with position", "region"), ("without position", "ablation")):
+        lines = [json.loads(line) for line in (output / run / "log.txt").read_text("utf-8").splitlines()]
+        for chart, loss in CHARTS.items():
+            curves[f"{chart} / {line_name}"] = [(line["step"], float(line[loss])) for line in lines if "modality" in line]
+    return dict(sorted(curves.items()))
 
 
-def gallery(truth: Truth, captions: Captions, references: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-    """Some test regions, spread over the images, with their pictures, boxes and captions."""
+def gallery(truth: Truth, captions: Captions, ground_truth: Path) -> list[dict[str, Any]]:
+    """Some test regions, spread over the images, with their pictures, boxes, captions and scores."""
+    rows = [{"image_id": key, "caption": text} for key, text in captions.items()]
+    scores = caption_metrics(ground_truth, rows, metrics=("CIDEr",), per_sample=True)["per_sample"]
+    references = references_of(ground_truth)
     keys = list(truth.regions)
-    picked = [keys[i * len(keys) // GALLERY] for i in range(GALLERY)]
     samples = []
-    for key in picked:
+    for key in (keys[i * len(keys) // GALLERY] for i in range(GALLERY)):
         scene, (x, y, w, h) = truth.scenes[truth.image_of[key]], truth.boxes[key]
         samples.append(
             {
@@ -144,6 +154,7 @@ def gallery(truth: Truth, captions: Captions, references: Mapping[str, list[str]
                 "prediction": captions[key],
                 "references": references[key],
                 "correct": attributes.names_thing(captions[key], truth.regions[key]),
+                "scores": scores[key],
             }
         )
     return samples
@@ -168,13 +179,16 @@ def write_report(output: Path, *, wall_seconds: Mapping[str, float], peak_memory
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "timm": timm.__version__,
+            "lavis": lavis.__version__,
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         },
     }
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     write_report_html(
         report,
         output / "report.html",
-        curves={"with position": loss_curve(output / "region"), "without position": loss_curve(output / "ablation")},
-        samples=gallery(truth, captions, references_of(results(output / "image_region")[1])),
+        curves=loss_curves(output),
+        samples=gallery(truth, captions, results(output / "image_region")[1]),
     )
     return report
