@@ -157,7 +157,31 @@ def model_config(folder: Path, arch: str, **changes: Any) -> dict[str, Any]:
     }
     if arch != "blip2":
         config[f"{kind}_model"] = (t5_folder if kind == "t5" else opt_folder)(folder / kind)
+    if arch.startswith("regionblip"):
+        config["pointbert"] = {
+            "trans_dim": 16, "depth": 1, "num_heads": 2, "group_size": 4, "num_group": 8, "encoder_dims": 16,
+            "drop_path_rate": 0.0,
+        }  # fmt: skip
     return {**config, **changes}
+
+
+def cloud_batch(modality: str = "pointcloud", rows: int = 4, seed: int = 0) -> dict[str, Any]:
+    """A batch of random clouds with texts (and corners for pointcloud_region)."""
+    generator = torch.Generator().manual_seed(seed)
+    batch: dict[str, Any] = {
+        "modality": modality,
+        "pointcloud": torch.randn(rows, 40, 3, generator=generator),
+        "text_input": [TEXTS[i % 4] for i in range(rows)],
+        "image_id": [str(i) for i in range(rows)],
+    }
+    if modality == "pointcloud_region":
+        batch["box_corners"] = torch.randn(rows, 8, 3, generator=generator)
+    return batch
+
+
+def batch_of(modality: str, rows: int = 4) -> dict[str, Any]:
+    """A batch of any of the four modalities."""
+    return (cloud_batch if modality.startswith("pointcloud") else image_batch)(modality, rows)
 
 
 def image_batch(modality: str = "image", rows: int = 4, seed: int = 0) -> dict[str, Any]:

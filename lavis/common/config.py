@@ -5,7 +5,7 @@ Layers, later wins: default YAML (configs/default.yaml; the model's and each dat
 model.model_type=X`` selects the YAML that is read. A key that no default holds is refused, with near matches
 and the accepted keys. Two defaults are open: an empty mapping accepts any keys below it, ``null`` accepts
 anything. A mapping of named entries (``modalities``) carries a template under ``"+"``: further names are
-accepted and have the template's keys.
+accepted and have the template's keys; an entry set to ``null`` is left out.
 """
 
 from __future__ import annotations
@@ -197,6 +197,8 @@ def _checked(user: dict[str, Any], defaults: dict[str, Any], path: str, ignored:
             raise ConfigError(_unknown_key(dotted, str(key), defaults))
         elif isinstance(value, dict) and not defaults:
             merged[key] = _checked(value, {}, dotted, ignored)
+        elif value is None and template is not None:
+            merged[key] = None
         elif isinstance(defaults.get(key), dict):
             if not isinstance(value, dict) and (value is not None or defaults[key]):
                 raise ConfigError(f"{dotted} must be a mapping with keys {listed(defaults[key])}, not {value!r}")

@@ -13,7 +13,6 @@ E similarity width, L text tokens, H LLM width; *_all are over all processes.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +32,7 @@ from lavis.common.seeding import shared_rng
 from lavis.models import losses, parts
 from lavis.models.base_model import BaseModel, Losses
 from lavis.models.captioner import Captioner
+from lavis.models.encoding import Encoding
 from lavis.models.language import LanguageModel
 from lavis.models.modality import LOSS_NAMES, Branch, Modality
 from lavis.models.modality_lora import ModalityRouter
@@ -41,8 +41,10 @@ from lavis.models.weights import KeyMap, LoadReport, load_into
 
 logger = logging.getLogger(__name__)
 
+BASE_PARTS = ("Qformer", "visual_encoder", "point_encoder")  # even trainable, these want weights to start from
 
-class Blip2Base(Captioner, BaseModel):
+
+class Blip2Base(Encoding, Captioner, BaseModel):
     """Encoder, Q-Former, one branch per modality, and an LLM when some row has an `llm` loss."""
 
     llm_kind: str | None = None  # "opt", "t5" or None: which config keys name the LLM, and its published prefix
@@ -50,15 +52,14 @@ class Blip2Base(Captioner, BaseModel):
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.bases: dict[str, str] = {}  # part -> file that its frozen weights came from
         self.rows = {name: Modality.from_config(name, row) for name, row in self.modality_rows(cfg).items()}
         self.router = ModalityRouter(self.rows)
         self.tokenizer = parts.bert_tokenizer(cfg.bert_path)
-        self.visual_encoder = parts.build_vit(cfg)
-        self.ln_vision = nn.LayerNorm(cfg.vit.embed_dim)
-        self.Qformer: QFormer = parts.build_qformer(cfg, self.tokenizer)
+        self.setup_encoders()
+        self.setup_qformers()
         self.llm: LanguageModel | None = parts.build_llm(cfg, self.llm_kind) if self.llm_kind else None
         self.setup_branches()
-        self.bases: dict[str, str] = {}  # part -> file that its frozen weights came from
         self.load_parts()
         self.setup_training()
 
@@ -68,12 +69,17 @@ class Blip2Base(Captioner, BaseModel):
         model.load_checkpoint_from_config(cfg)
         return model
 
-    @staticmethod
-    def modality_rows(cfg: DictConfig) -> dict[str, Any]:
-        """The modality table of a config as plain mappings."""
-        return cast(dict[str, Any], OmegaConf.to_container(cfg.modalities, resolve=True))
+    @classmethod
+    def modality_rows(cls, cfg: DictConfig) -> dict[str, Any]:
+        """The modality table of a config as plain mappings; a row set to null is left out."""
+        rows = cast(dict[str, Any], OmegaConf.to_container(cfg.modalities, resolve=True))
+        return {name: row for name, row in rows.items() if row is not None}
 
     # -- building -----------------------------------------------------------------------------------------------------------
+    def setup_qformers(self) -> None:
+        """The Q-Former that the rows share."""
+        self.Qformer: QFormer = parts.build_qformer(self.cfg, self.tokenizer)
+
     def setup_branches(self) -> None:
         """One branch per modality, and the heads that all share."""
         cfg, width = self.cfg, self.Qformer.width
@@ -99,19 +105,15 @@ class Blip2Base(Captioner, BaseModel):
 
     def load_parts(self) -> None:
         """Weights of the parts that files of their own give: encoders, BERT under the Q-Former, the LLM."""
-        loaded = parts.load_vit(self.visual_encoder, self.cfg.vit.pretrained)
-        if loaded:
-            self.bases["visual_encoder"] = self.cfg.vit.pretrained
-            self._loaded |= {f"visual_encoder.{name}" for name in loaded}
+        self.load_encoders()
         self._loaded |= {f"Qformer.{name}" for name in parts.load_bert(self.Qformer, self.cfg.bert_path)}
         if self.llm is not None and not self.llm.is_random:
             self.bases["llm"] = parts.llm_source(self.cfg, self.llm_kind)
             self._loaded |= {f"llm.{name}" for name, _ in self.llm.named_parameters()}
 
     def setup_training(self) -> None:
-        """Freeze as published: the ViT when asked, the LLM always."""
-        if self.cfg.freeze_vit:
-            self.freeze(self.visual_encoder)
+        """Freeze as published: the encoders when asked, the LLM always."""
+        self.freeze_encoders()
         if self.llm is not None:
             self.llm.requires_grad_(False)
             if not self.cfg.llm_dropout:
@@ -154,18 +156,17 @@ class Blip2Base(Captioner, BaseModel):
         return report
 
     def random_parts(self) -> list[str]:
+        def part_of(name: str) -> str:
+            return ".".join(name.split(".")[: 2 if name.startswith("branches.") else 1])
+
+        loaded_parts = {part_of(name) for name in self._loaded}
         random = set()
-        tops: dict[str, list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in self.named_parameters():
-            if ".lora_" not in name:
-                tops.setdefault(".".join(name.split(".")[: 2 if name.startswith("branches.") else 1]), []).append(
-                    (name, parameter)
-                )
-        for top, named in tops.items():
-            unloaded_frozen = [name for name, p in named if not p.requires_grad and name not in self._loaded]
-            base_from_nowhere = top.startswith(("Qformer", "visual_encoder")) and not any(n in self._loaded for n, _ in named)
-            if unloaded_frozen or base_from_nowhere:
-                random.add(top)
+            if ".lora_" not in name and name not in self._loaded:
+                part = part_of(name)
+                base_from_nowhere = part.startswith(BASE_PARTS) and part not in loaded_parts
+                if base_from_nowhere or not parameter.requires_grad:
+                    random.add(part)
         return sorted(random)
 
     def frozen_bases(self) -> dict[str, dict[str, str]]:
@@ -184,30 +185,6 @@ class Blip2Base(Captioner, BaseModel):
         if name is None or modality_of(name) not in self.rows:
             raise ValueError(f"samples['modality'] is {name!r}; this model knows {', '.join(self.rows)}")
         return self.rows[modality_of(name)]
-
-    def encode(self, samples: Mapping[str, Any], row: Modality) -> EncoderTokens:
-        """Encoder tokens of a batch [I, T, C]; each image is encoded once however many rows read it."""
-        image = samples.get("image")
-        if image is None:
-            raise ValueError(f"modality {row.name!r} needs samples['image']")
-        embeds = self.ln_vision_float32(self.vit_tokens(image))
-        index = samples.get("image_index")
-        return EncoderTokens(embeds, None if index is None else index.to(self.device))
-
-    def vit_tokens(self, image: Tensor) -> Tensor:
-        """image [I, 3, S, S] -> ViT tokens [I, T, C], in the type of its weights; without a graph when it is frozen.
-
-        Autocast stays out where the weights are in low precision: it would only convert them again at every step.
-        """
-        dtype = self.visual_encoder.patch_embed.proj.weight.dtype
-        as_it_is = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, enabled=False)
-        with as_it_is, torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.freeze_vit):
-            return self.visual_encoder(image.to(self.device, dtype))
-
-    def ln_vision_float32(self, tokens: Tensor) -> Tensor:
-        """ln_vision, always in float32, as published."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            return self.ln_vision(tokens.float())
 
     def queries(self, samples: Mapping[str, Any], row: Modality, rows: int) -> Tensor:
         """Query embeddings of a batch [B, Q, D], with the region's position where the row has one."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from lavis.datasets.geometry import pixel_boxes_to_normalised
 from lavis.models.language import Decoding
 from lavis.models.language.beam import decode
+from lavis.models.losses import query_text_similarity
 from lavis.models.outputs import BlipOutputFeatures
 from lavis.models.qformer import EncoderTokens
 from lavis.processors import load_processor
@@ -199,3 +200,23 @@ class Captioner:
             if row.encoder == "image" and row.region == kind:
                 return row.name
         raise ValueError(f"this model has no image modality with region kind {kind!r}; it knows {', '.join(self.rows)}")
+
+    @torch.no_grad()
+    def classify(
+        self: Any, samples: Mapping[str, Any], classnames: Sequence[str], *, templates: Sequence[str] | None = None
+    ) -> Tensor:
+        """Zero-shot logits [B, C]: the cosine of a row's best query with each class, no temperature.
+
+        A class is the normalised mean of its sentences, one per template; by default the row's published template alone.
+        """
+        if not classnames:
+            raise ValueError("classnames is empty")
+        row = self.row_of(samples)
+        templates = list(templates or [row.class_template])
+        with self.router.route(row.name):
+            sentences = [template.format(name) for name in classnames for template in templates]
+            features = self.text_features(row, *self.tokenize(sentences)).view(len(classnames), len(templates), -1)
+            classes = F.normalize(features.mean(dim=1), dim=-1)
+            hidden, _, _ = self.visual_hidden(samples, row)
+            visual = F.normalize(self.branch(row.name).itc_proj(hidden), dim=-1)
+        return query_text_similarity(visual, classes)

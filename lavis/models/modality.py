@@ -31,6 +31,7 @@ class Modality:
     qformer: str = "Qformer"  # "Qformer" (shared) or "Qformer_pc"
     region: str | None = None  # None, "box" or "corners": what the region MLP reads
     prompt: str = ""  # what a T5 encoder reads beside the queries
+    class_template: str = "{}."  # the sentence that zero-shot classification makes of a class name
     losses: Mapping[str, float] = field(default_factory=dict)  # weight per loss; a loss not named is not computed
 
     def weight(self, loss: str) -> float:

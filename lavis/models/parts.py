@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig, BertTokenizer
 
 from lavis.common.checkpoint import file_hash, load_checkpoint_file
 from lavis.common.config import ConfigError
 from lavis.models.encoders.eva_vit import EvaViT, fit_eva_state_dict
+from lavis.models.encoders.point_bert import PointBert, fit_point_bert_state_dict
 from lavis.models.language import CausalLM, LanguageModel, Seq2SeqLM
 from lavis.models.qformer import QFormer
 from lavis.models.weights import load_into
@@ -65,15 +67,32 @@ def build_vit(cfg: DictConfig) -> EvaViT:
     return model.to(frozen_dtype(vit.vit_precision, "model.vit.vit_precision"))
 
 
-def load_vit(vit: EvaViT, path: str | None) -> list[str]:
-    """Load a released EVA file into the ViT; returns the loaded names, none for a null path."""
-    if path is None:
-        return []
+def load_vit(vit: EvaViT, path: str) -> list[str]:
+    """Load a released EVA file into the ViT; returns the loaded names."""
     content = load_checkpoint_file(path)
     state, _ = fit_eva_state_dict(content.get("model", content), vit)
-    report = load_into(vit, state, layout="eva")
+    return _load_encoder(vit, state, path, layout="eva")
+
+
+def build_point_encoder(cfg: DictConfig) -> PointBert:
+    """The Point-BERT that `model.pointbert` describes, with random weights."""
+    settings = {key: value for key, value in cfg.pointbert.items() if key != "pretrained"}
+    return PointBert(**settings)
+
+
+def load_point_encoder(encoder: PointBert, path: str) -> list[str]:
+    """Load a released Point-BERT / ULIP file into the encoder; returns the loaded names."""
+    content = load_checkpoint_file(path)
+    state = next((content[key] for key in ("base_model", "state_dict", "model") if key in content), content)
+    fitted, _ = fit_point_bert_state_dict(state)
+    return _load_encoder(encoder, fitted, path, layout="point_bert")
+
+
+def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], path: str, *, layout: str) -> list[str]:
+    report = load_into(encoder, state, layout=layout)
     if report.missing:
-        raise ValueError(f"{path} lacks {len(report.missing)} tensors of the ViT, the first: {next(iter(report.missing))}")
+        first = next(iter(report.missing))
+        raise ValueError(f"{path} lacks {len(report.missing)} tensors of the {type(encoder).__name__}, the first: {first}")
     return report.loaded
 
 

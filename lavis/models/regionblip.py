@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from lavis.common.config import ConfigError
 from lavis.common.registry import registry
+from lavis.models import parts
 from lavis.models.blip2 import Blip2Base
 from lavis.models.modality_lora import adapter_parameters, inject_modality_lora
+from lavis.models.qformer import QFormer
 
 logger = logging.getLogger(__name__)
 
@@ -31,23 +34,45 @@ class RegionBLIP(Blip2Base):
     def __init__(self, cfg: DictConfig) -> None:
         regression = float(cfg.aux_regloss_weight) if cfg.enable_aux_regloss else 0.0
         cfg = copy.deepcopy(cfg)  # the caller's config stays as it is
-        for row in cfg.modalities.values():
+        for row in filter(None, cfg.modalities.values()):
             if row.losses.get("reg") is not None:
                 row.losses.reg = row.losses.reg * regression
         super().__init__(cfg)
+
+    @classmethod
+    def modality_rows(cls, cfg: DictConfig) -> dict[str, Any]:
+        """Without `enable_pointcloud_qformer`, clouds go through the shared Q-Former."""
+        rows = super().modality_rows(cfg)
+        if not cfg.enable_pointcloud_qformer:
+            for row in rows.values():
+                row["qformer"] = "Qformer"
+        return rows
+
+    def setup_qformers(self) -> None:
+        super().setup_qformers()
+        if any(row.qformer == "Qformer_pc" for row in self.rows.values()):
+            self.Qformer_pc: QFormer = parts.build_qformer(self.cfg, self.tokenizer)
+
+    def load_parts(self) -> None:
+        super().load_parts()
+        if hasattr(self, "Qformer_pc"):
+            self._loaded |= {f"Qformer_pc.{name}" for name in parts.load_bert(self.Qformer_pc, self.cfg.bert_path)}
 
     def setup_training(self) -> None:
         super().setup_training()
         lora = self.cfg.lora
         settings = {"rank": lora.rank, "alpha": lora.alpha}
         base = [p for p in self.Qformer.parameters()]
-        inject_modality_lora(self.Qformer, self.router, lora.qformer_targets or QFORMER_TARGETS, **settings)
+        for qformer in filter(None, (self.Qformer, getattr(self, "Qformer_pc", None))):
+            inject_modality_lora(qformer, self.router, lora.qformer_targets or QFORMER_TARGETS, **settings)
         assert self.llm is not None
         inject_modality_lora(self.llm.model, self.router, lora.llm_targets or self.llm.lora_targets, **settings)
         if self.cfg.freeze_qformer:
             for parameter in base:
                 parameter.requires_grad_(False)
             self.lock_eval(self.Qformer)
+        if hasattr(self, "Qformer_pc") and not self.cfg.qformer_pc_dropout:
+            self.lock_eval(self.Qformer_pc)
         if self.cfg.freeze_blip2_pretrain:
             self.freeze_blip2()
 

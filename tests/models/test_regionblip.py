@@ -13,6 +13,7 @@ from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config, load_preprocess, model_zoo
 from tests import tiny
 
+MODALITIES = ["image", "image_region", "pointcloud", "pointcloud_region"]
 ARCHS = ["blip2", "blip2_opt", "blip2_t5", "regionblip_opt", "regionblip_t5"]
 
 
@@ -55,30 +56,34 @@ def test_losses_that_do_not_apply_are_zero(regionblip: Any) -> None:
         torch.testing.assert_close(losses.loss, torch.stack(parts).sum())
 
 
-@pytest.mark.parametrize("modality", ["image", "image_region"])
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_a_batch_of_one(regionblip: Any, modality: str) -> None:
-    losses = regionblip.train()(tiny.image_batch(modality, rows=1))
+    losses = regionblip.train()(tiny.batch_of(modality, rows=1))
     losses.loss.backward()
     assert torch.isfinite(losses.loss)
-    assert len(regionblip.eval().generate(tiny.image_batch(modality, rows=1), num_beams=3, max_length=5)) == 1
+    assert len(regionblip.eval().generate(tiny.batch_of(modality, rows=1), num_beams=3, max_length=5)) == 1
 
 
 def test_freezing_as_published(regionblip: Any) -> None:
     trainable = {name for name, p in regionblip.named_parameters() if p.requires_grad}
     assert not any(name.startswith(("visual_encoder", "ln_vision")) for name in trainable)
-    assert not any(name.startswith(("Qformer", "llm")) and ".lora_" not in name for name in trainable)
-    assert not any(name.endswith((".lora_A.image", ".lora_B.image")) for name in trainable)
+    assert not any(name.startswith(("Qformer.", "llm.", "point_encoder.")) and ".lora_" not in name for name in trainable)
+    assert not any(name.endswith((".lora_A.image", ".lora_B.image")) and "Qformer_pc" not in name for name in trainable)
+    assert all(p.requires_grad for p in regionblip.Qformer_pc.parameters()), "published: adapters of other modalities too"
     assert "branches.image.query_tokens" not in trainable and "branches.image.itc_proj.weight" in trainable
     assert "branches.image.llm_proj.weight" not in trainable
     assert {"branches.image_region.query_tokens", "temp", "itm_head.weight", "text_proj.weight"} <= trainable
     regionblip.train()
     assert not regionblip.Qformer.training and not regionblip.visual_encoder.training
-    assert regionblip.llm.training, "published: the LLM keeps its dropout"
+    assert not regionblip.point_encoder.training
+    assert regionblip.llm.training and regionblip.Qformer_pc.training, "published: these two keep their dropout"
 
 
-def test_dropout_of_the_llm_is_a_switch(folder: Path) -> None:
-    model = load_model_from_config(tiny.model_config(folder, "regionblip_opt", llm_dropout=False)).train()
-    assert not any(module.training for module in model.llm.modules())
+def test_dropout_is_a_switch(folder: Path) -> None:
+    switches = {"llm_dropout": False, "qformer_pc_dropout": False}
+    model = load_model_from_config(tiny.model_config(folder, "regionblip_opt", **switches)).train()
+    assert not any(module.training for part in (model.llm, model.Qformer_pc) for module in part.modules())
+    assert all(p.requires_grad for p in model.Qformer_pc.parameters())
 
 
 def test_region_training_leaves_image_captions_alone(folder: Path) -> None:
@@ -140,7 +145,7 @@ def test_features(regionblip: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modality": "imge"}, "this model knows image, image_region"),
+        ({"modality": "imge"}, "this model knows image, image_region, pointcloud"),
         ({"box": None}, "needs samples\\['box'\\]"),
         ({"box": torch.tensor([[10.0, 20.0, 30.0, 40.0]] * 4)}, "must lie in \\[0, 1\\]"),
         ({"image": None}, "needs samples\\['image'\\]"),
@@ -180,7 +185,7 @@ def test_blip2_weights_load_into_the_image_branch(folder: Path) -> None:
     picture = {"image": tiny.image_batch()["image"], "modality": "image"}
     assert model.eval().generate(picture, max_length=12) == blip2.eval().generate(picture, max_length=12)
     assert torch.equal(model.branches["image_region"].query_tokens, blip2.branches["image"].query_tokens)
-    assert model.random_parts() == [], "the file held every part, the ViT too"
+    assert model.random_parts() == ["Qformer_pc", "point_encoder"], "the file held every part of BLIP-2, the ViT too"
 
 
 def test_random_parts_are_named(regionblip: Any) -> None:
@@ -249,3 +254,71 @@ def test_zoo_and_preprocess() -> None:
     assert "Architectures" in str(model_zoo)
     visual, text = load_preprocess({"vis_processor": {"eval": {"name": "blip_image_eval", "image_size": 28}}})
     assert visual["eval"](Image.new("RGB", (9, 9))).shape == (3, 28, 28) and text["train"]("A b") == "A b"
+
+
+def test_clouds_learn_and_share_an_encoder_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = load_model_from_config(tiny.model_config(folder, "regionblip_opt", enable_aux_regloss=True)).eval()
+    region, index = tiny.cloud_batch("pointcloud_region"), torch.tensor([0, 0, 1, 1])
+    copies = {**region, "pointcloud": region["pointcloud"][index]}
+    shared = {**region, "pointcloud": region["pointcloud"][:2], "pointcloud_index": index}
+    seen: list[int] = []
+    encode = model.point_encoder.forward
+    monkeypatch.setattr(model.point_encoder, "forward", lambda x, **kw: (seen.append(len(x)), encode(x, **kw))[1])
+    together, apart = model(shared), model(copies)
+    assert seen == [2, 4]
+    for name in together:
+        torch.testing.assert_close(together[name], apart[name], atol=1e-5, rtol=1e-5)
+    together.loss.backward()
+    assert model.pc_adapter.weight.grad is not None and model.branches["pointcloud_region"].region.reg.weight.grad is not None
+
+
+def test_sampling_is_repeatable_in_evaluation_only(regionblip: Any) -> None:
+    batch = tiny.cloud_batch()
+    first, second = (regionblip.eval().extract_features(batch, mode="image").image_embeds for _ in range(2))
+    assert torch.equal(first, second)
+    torch.manual_seed(0)
+    regionblip.train()
+    assert not torch.equal(regionblip.cloud_tokens(batch["pointcloud"]), regionblip.cloud_tokens(batch["pointcloud"]))
+
+
+@pytest.mark.parametrize("modality", ["image", "pointcloud"])
+def test_classify(regionblip: Any, modality: str) -> None:
+    regionblip.eval()
+    batch, names = tiny.batch_of(modality), ["red square", "white cube", "lamp"]
+    logits = regionblip.classify(batch, classnames=names)
+    assert logits.shape == (4, 3) and logits.abs().max() <= 1.0 + 1e-6
+    published = regionblip.rows[modality].class_template
+    assert torch.equal(regionblip.classify(batch, classnames=names, templates=[published]), logits)
+    several = regionblip.classify(batch, classnames=names, templates=["a {}", "the {}"])
+    assert several.shape == (4, 3) and not torch.equal(several, logits)
+    with pytest.raises(ValueError, match="classnames is empty"):
+        regionblip.classify(batch, classnames=[])
+
+
+def test_clouds_through_the_shared_qformer(folder: Path) -> None:
+    model = load_model_from_config(tiny.model_config(folder, "regionblip_opt", enable_pointcloud_qformer=False))
+    assert not hasattr(model, "Qformer_pc")
+    model(tiny.cloud_batch()).loss.backward()
+
+
+def test_rows_set_to_null_are_left_out(folder: Path) -> None:
+    rows = {"pointcloud": None, "pointcloud_region": None}
+    model = load_model_from_config(tiny.model_config(folder, "regionblip_opt", modalities=rows))
+    assert set(model.rows) == {"image", "image_region"}
+    assert not hasattr(model, "point_encoder") and not hasattr(model, "Qformer_pc")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"box_corners": torch.zeros(4, 8, 2)}, "a region takes \\[B, 24\\] numbers"),
+        ({"box_corners": None}, "needs samples\\['box_corners'\\]"),
+        ({"pointcloud": None}, "needs samples\\['pointcloud'\\]"),
+        ({"pointcloud": torch.zeros(4, 40, 6)}, "built for \\[B, N, 3\\]"),
+        ({"pointcloud": torch.zeros(4, 5, 3)}, "fewer than the 8 groups"),
+    ],
+)
+def test_bad_clouds_are_named(regionblip: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        regionblip({**tiny.cloud_batch("pointcloud_region"), **change})

@@ -1,0 +1,115 @@
+"""Point-BERT (arXiv 2111.14819) as ULIP releases it: groups of points in, a class token and a token per group out.
+
+Parameter names are the released ones below `module.transformer_q.`. The position embedding is added again before every block,
+inside the residual stream.  Differs from the release: blocks are timm's, and sampling starts at point 0 in evaluation.
+
+Shapes: B clouds, N points, G groups of K points, C channels (3, or 6 with colour), D width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from lavis.models.encoders.point_ops import group_points
+
+RELEASED = re.compile(r"(?:module\.)?(?:transformer_q|point_encoder)\.(.*)")
+LEFT_OUT = re.compile(r"cls_head\..*|lm_head\..*|mask_token")
+
+
+class MiniPointNet(nn.Module):
+    """Points of a group [B, G, K, C] -> one vector per group [B, G, W]."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.first_conv = nn.Sequential(
+            nn.Conv1d(channels, 128, 1), nn.BatchNorm1d(128), nn.ReLU(inplace=True), nn.Conv1d(128, 256, 1)
+        )
+        self.second_conv = nn.Sequential(
+            nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Conv1d(512, width, 1)
+        )
+
+    def forward(self, groups: Tensor) -> Tensor:
+        clouds, count, size, channels = groups.shape
+        local = self.first_conv(groups.reshape(clouds * count, size, channels).transpose(1, 2))
+        whole = local.amax(dim=2, keepdim=True).expand(-1, -1, size)
+        return self.second_conv(torch.cat([whole, local], dim=1)).amax(dim=2).reshape(clouds, count, -1)
+
+
+class BlockList(nn.Module):
+    """Holds the blocks under their released name."""
+
+    def __init__(self, width: int, heads: int, drop_path: list[float]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio=4.0, qkv_bias=False, drop_path=rate, norm_layer=nn.LayerNorm) for rate in drop_path
+        )
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens + position)
+        return tokens
+
+
+class PointBert(nn.Module):
+    """pointcloud [B, N, 3 or 6] -> tokens [B, 1 + G, D], the class token first."""
+
+    def __init__(
+        self,
+        *,
+        trans_dim: int,
+        depth: int,
+        num_heads: int,
+        group_size: int,
+        num_group: int,
+        encoder_dims: int,
+        drop_path_rate: float = 0.1,
+        with_color: bool = False,
+    ) -> None:
+        super().__init__()
+        self.group_size, self.num_group, self.channels = group_size, num_group, 6 if with_color else 3
+        self.encoder = MiniPointNet(self.channels, encoder_dims)
+        self.reduce_dim = nn.Linear(encoder_dims, trans_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, trans_dim))
+        self.cls_pos = nn.Parameter(torch.randn(1, 1, trans_dim))
+        self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, trans_dim))
+        rates = [rate.item() for rate in torch.linspace(0, drop_path_rate, depth, device="cpu")]
+        self.blocks = BlockList(trans_dim, num_heads, rates)
+        self.norm = nn.LayerNorm(trans_dim)
+
+    def forward(self, pointcloud: Tensor, *, random_start: bool = False) -> Tensor:
+        """`random_start`: begin sampling at a random point, as in training. ValueError on another shape or too few points."""
+        self.check(pointcloud)
+        groups, centres = group_points(pointcloud, self.num_group, self.group_size, random_start=random_start)
+        dtype = self.reduce_dim.weight.dtype
+        tokens = self.reduce_dim(self.encoder(groups.to(dtype)))
+        cls = self.cls_token.expand(len(tokens), -1, -1)
+        position = torch.cat([self.cls_pos.expand(len(tokens), -1, -1), self.pos_embed(centres.to(dtype))], dim=1)
+        return self.norm(self.blocks(torch.cat([cls, tokens], dim=1), position))
+
+    def check(self, pointcloud: Tensor) -> None:
+        """ValueError unless the cloud has the channels that the encoder was built for."""
+        if pointcloud.dim() != 3 or pointcloud.shape[-1] != self.channels:
+            wanted = f"[B, N, {self.channels}]" + (" (xyz and colour)" if self.channels == 6 else " (xyz)")
+            raise ValueError(f"pointcloud has shape {tuple(pointcloud.shape)}; this encoder was built for {wanted}")
+
+
+def fit_point_bert_state_dict(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder's part of a released ULIP / Point-BERT state dict under our names, and the names that were left out.
+
+    Released keys start with `module.transformer_q.`; momentum copies, queues and pre-training heads are left out. A bare state
+    dict is taken as it is.
+    """
+    released = any(RELEASED.match(name) for name in state)
+    fitted, dropped = {}, []
+    for name, tensor in state.items():
+        match = RELEASED.fullmatch(name) if released else re.fullmatch(r"(.*)", name)
+        if match is None or LEFT_OUT.fullmatch(match.group(1)):
+            dropped.append(name)
+        else:
+            fitted[match.group(1)] = tensor
+    return fitted, dropped

@@ -1,0 +1,91 @@
+"""Encoder half of the shared model: pictures and clouds in, the tokens that queries look at out.
+
+Only encoders that some modality row reads are built. Parameter names are the published ones: `visual_encoder`, `ln_vision`,
+`point_encoder`, `pc_adapter`.
+
+Shapes: I encoded inputs (several rows may share one), T tokens, C width of the encoder tokens that the Q-Former reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lavis.common.config import ConfigError
+from lavis.models import parts
+from lavis.models.modality import Modality
+from lavis.models.qformer import EncoderTokens
+
+ENCODERS = ("image", "pointcloud")
+
+
+class Encoding:
+    """Mixed into `Blip2Base`."""
+
+    def setup_encoders(self: Any) -> None:
+        """Build the encoders that the rows name; ConfigError for an unknown one."""
+        read = {row.encoder for row in self.rows.values()}
+        for row in self.rows.values():
+            if row.encoder not in ENCODERS:
+                raise ConfigError(f"modalities.{row.name}.encoder is {row.encoder!r}; accepted: {', '.join(ENCODERS)}")
+        if "image" in read:
+            self.visual_encoder = parts.build_vit(self.cfg)
+            self.ln_vision = nn.LayerNorm(self.cfg.vit.embed_dim)
+        if "pointcloud" in read:
+            self.point_encoder = parts.build_point_encoder(self.cfg)
+            self.pc_adapter = nn.Linear(self.cfg.pointbert.trans_dim, self.cfg.qformer.input_dim)
+
+    def load_encoders(self: Any) -> None:
+        """Weights of the encoders, from the files that the config names."""
+        sources = (
+            ("visual_encoder", "vit", parts.load_vit),
+            ("point_encoder", "pointbert", parts.load_point_encoder),
+        )
+        for part, key, load in sources:
+            if hasattr(self, part) and self.cfg[key].pretrained is not None:
+                loaded = load(getattr(self, part), self.cfg[key].pretrained)
+                self.bases[part] = self.cfg[key].pretrained
+                self._loaded |= {f"{part}.{name}" for name in loaded}
+
+    def freeze_encoders(self: Any) -> None:
+        """No gradients and eval mode for the encoders that the config freezes."""
+        if hasattr(self, "visual_encoder") and self.cfg.freeze_vit:
+            self.freeze(self.visual_encoder)
+        if hasattr(self, "point_encoder") and self.cfg.freeze_point_encoder:
+            self.freeze(self.point_encoder)
+
+    def encode(self: Any, samples: Mapping[str, Any], row: Modality) -> EncoderTokens:
+        """Encoder tokens of a batch [I, T, C]; each input is encoded once, however many rows read it (`image_index`,
+        `pointcloud_index`)."""
+        inputs, index = samples.get(row.encoder), samples.get(f"{row.encoder}_index")
+        if inputs is None:
+            raise ValueError(f"modality {row.name!r} needs samples[{row.encoder!r}]")
+        embeds = self.image_tokens(inputs) if row.encoder == "image" else self.cloud_tokens(inputs)
+        return EncoderTokens(embeds, None if index is None else index.to(self.device))
+
+    def image_tokens(self: Any, image: Tensor) -> Tensor:
+        """image [I, 3, S, S] -> [I, T, C]. ln_vision computes in float32, as published."""
+        tokens = self.vit_tokens(image)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.ln_vision(tokens.float())
+
+    def vit_tokens(self: Any, image: Tensor) -> Tensor:
+        """image [I, 3, S, S] -> ViT tokens [I, T, C], in the type of its weights; without a graph when it is frozen.
+
+        Autocast stays out where the weights are in low precision: it would only convert them again at every step.
+        """
+        dtype = self.visual_encoder.patch_embed.proj.weight.dtype
+        as_it_is = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, enabled=False)
+        with as_it_is, torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.freeze_vit):
+            return self.visual_encoder(image.to(self.device, dtype))
+
+    def cloud_tokens(self: Any, pointcloud: Tensor) -> Tensor:
+        """pointcloud [I, N, 3 or 6] -> [I, 1 + groups, C]. Sampling starts at point 0 in evaluation, anywhere in training."""
+        grad = torch.is_grad_enabled() and not self.cfg.freeze_point_encoder
+        with torch.set_grad_enabled(grad), torch.autocast(self.device.type, enabled=False):
+            tokens = self.point_encoder(pointcloud.to(self.device, torch.float32), random_start=self.training)
+        return self.pc_adapter(tokens)

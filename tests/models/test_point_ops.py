@@ -1,0 +1,85 @@
+"""Point operations against brute-force statements."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lavis.models.encoders.point_bert import PointBert
+from lavis.models.encoders.point_ops import (
+    _sample_loop,
+    farthest_point_sample,
+    group_points,
+    nearest_neighbours,
+)
+
+
+def cloud(size: int = 300, clouds: int = 2, channels: int = 3) -> torch.Tensor:
+    return torch.randn(clouds, size, channels, generator=torch.Generator().manual_seed(size))
+
+
+def brute_force_picks(points: torch.Tensor, picks: int, first: int = 0) -> list[int]:
+    chosen = [first]
+    while len(chosen) < picks:
+        to_nearest = [min((p - points[c]).square().sum().item() for c in chosen) for p in points]
+        chosen.append(max(range(len(points)), key=to_nearest.__getitem__))
+    return chosen
+
+
+@pytest.mark.parametrize("size", [40, 300, 5000])
+def test_sampling_equals_brute_force(size: int) -> None:
+    points, picks = cloud(size), 16 if size < 5000 else 64
+    found = farthest_point_sample(points, picks)
+    assert torch.equal(found, _sample_loop(points, picks, torch.zeros(2, dtype=torch.long))), "both implementations agree"
+    if size < 5000:
+        assert found.tolist() == [brute_force_picks(row, picks) for row in points]
+
+
+def test_a_random_start_is_drawn_from_torchs_generator() -> None:
+    points = cloud()
+    torch.manual_seed(0)
+    first, second = (farthest_point_sample(points, 8, random_start=True) for _ in range(2))
+    torch.manual_seed(0)
+    assert torch.equal(farthest_point_sample(points, 8, random_start=True), first)
+    assert not torch.equal(first, second)
+    assert first[0].tolist() == brute_force_picks(points[0], 8, first=int(first[0, 0]))
+
+
+def test_neighbours_equal_brute_force() -> None:
+    points, centres = cloud(), cloud(7)
+    found = nearest_neighbours(points, centres, 5).sort(dim=-1).values
+    for b in range(2):
+        for g in range(7):
+            order = sorted(range(300), key=lambda n, b=b, g=g: (points[b, n] - centres[b, g]).square().sum().item())
+            assert found[b, g].tolist() == sorted(order[:5])
+
+
+def test_groups_are_centred_and_keep_their_colour() -> None:
+    points = cloud(channels=6)
+    groups, centres = group_points(points, 9, 4)
+    assert groups.shape == (2, 9, 4, 6) and centres.shape == (2, 9, 3)
+    back = groups[..., :3] + centres.unsqueeze(2)
+    for b in range(2):
+        whole = torch.cat([back[b], groups[b, ..., 3:]], dim=-1).reshape(-1, 6)
+        assert (torch.cdist(whole, points[b]).min(dim=1).values < 1e-2).all(), "every member is a point of the cloud"
+
+
+def test_too_few_points_and_wrong_channels_are_named() -> None:
+    with pytest.raises(ValueError, match="has 5 points, fewer than the 8 groups"):
+        farthest_point_sample(cloud(5), 8)
+    with pytest.raises(ValueError, match="fewer than the 9 neighbours"):
+        nearest_neighbours(cloud(5), cloud(2), 9)
+    sizes = {"trans_dim": 8, "depth": 1, "num_heads": 2, "group_size": 4, "num_group": 4, "encoder_dims": 8}
+    encoder = PointBert(**sizes, with_color=True).eval()
+    assert encoder(cloud(channels=6)).shape == (2, 5, 8)
+    with pytest.raises(ValueError, match="xyz and colour"):
+        encoder(cloud())
+
+
+@pytest.mark.gpu
+def test_cuda_equals_cpu() -> None:
+    points = cloud(5000)
+    assert torch.equal(farthest_point_sample(points.cuda(), 64).cpu(), farthest_point_sample(points, 64))
+    centres = points[:, :20]
+    on_cuda = nearest_neighbours(points.cuda(), centres.cuda(), 8).cpu().sort(dim=-1).values
+    assert torch.equal(on_cuda, nearest_neighbours(points, centres, 8).sort(dim=-1).values)
