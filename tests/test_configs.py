@@ -55,7 +55,12 @@ def test_model_defaults_are_complete(arch: str) -> None:
 
 def test_dataset_defaults_are_complete() -> None:
     for name in dataset_zoo.get_names():
-        assert dataset_defaults(name)["build_info"]["annotations"]
+        builder = registry.get_builder_class(name)
+        for dataset_type in getattr(builder, "DATASET_CONFIG_DICT", {}):
+            block = dataset_defaults(name, dataset_type=dataset_type)
+            for key in builder.annotations_at:
+                block = block[key]
+            assert block
 
 
 def test_options_select_the_default_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ Layers, later wins: default YAML (configs/default.yaml; the model's and each dat
 model.model_type=X`` selects the YAML that is read. A key that no default holds is refused, with near matches
 and the accepted keys. Two defaults are open: an empty mapping accepts any keys below it, ``null`` accepts
 anything. A mapping of named entries (``modalities``) carries a template under ``"+"``: further names are
-accepted and have the template's keys; an entry set to ``null`` is left out.
+accepted and have the template's keys; an entry set to ``null`` is left out. A template ``null`` (processors) lets
+further keys hold anything.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ def _checked(user: dict[str, Any], defaults: dict[str, Any], path: str, ignored:
     """``defaults`` overridden by ``user``, every key of which must be known (see the module's two open
     defaults)."""
     template = defaults.get("+")
-    if template is not None:
+    if "+" in defaults:
         defaults = {key: value for key, value in defaults.items() if key != "+"}
         defaults |= {key: template for key in user if key not in defaults}
     merged = {key: _without_templates(value) for key, value in defaults.items()}

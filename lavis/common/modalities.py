@@ -9,11 +9,12 @@ TASK_NAMES = {
     "task_alignLLM_PointcloudRegionText_posembed": "pointcloud_region",
 }
 MODALITIES = tuple(TASK_NAMES.values())
+OLDER_TASK_NAMES = {"task_alignLLM_3d_cloudtext": "pointcloud"}  # in the published evaluation files of Objaverse
 
 
 def modality_of(name: str) -> str:
     """The modality of a published task name; any other name is returned unchanged."""
-    return TASK_NAMES.get(name, name)
+    return {**OLDER_TASK_NAMES, **TASK_NAMES}.get(name, name)
 
 
 def task_name_of(modality: str) -> str:

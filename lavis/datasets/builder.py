@@ -34,6 +34,8 @@ class BaseDatasetBuilder:
     eval_dataset_cls: ClassVar[type[BaseDataset]]
     DATASET_CONFIG_DICT: ClassVar[dict[str, str]] = {}
     split_keys: ClassVar[tuple[str, ...]] = ("storage", "dataset_repeat_num", "url", "md5")
+    annotations_at: ClassVar[tuple[str, ...]] = ("build_info", "annotations")  # where the splits stand in the configuration
+    storage_key: ClassVar[str] = "storage"  # the key of a split that names its annotation file
 
     def __init__(self, cfg: Mapping[str, Any] | DictConfig | None = None, *, cache_root: str | Path | None = None) -> None:
         full = OmegaConf.to_container(merge_dataset_config(self.name, cfg), resolve=True)
@@ -41,7 +43,7 @@ class BaseDatasetBuilder:
         self.config: dict[str, Any] = {str(key): value for key, value in full.items()}
         self.cache_root = resolve(cache_root) if cache_root else get_cache_root()
         task_name = self.config.get("task_name")
-        if not task_name or (task_name.startswith("task_alignLLM") and task_name not in TASK_NAMES):
+        if not task_name or (task_name.startswith("task_alignLLM") and modality_of(task_name) == task_name):
             raise ConfigError(unknown(self._key("task_name"), task_name, [*TASK_NAMES, *MODALITIES]))
 
     @classmethod
@@ -64,11 +66,9 @@ class BaseDatasetBuilder:
         """
         wanted = self._wanted(splits)
         files = {split: self._annotation_files(split) for split in wanted}
-        root = self._root()
-        processors = {split: self._processors(split) for split in wanted}
+        sources = {split: self._sources(split) for split in wanted}
         datasets = {}
         for split in wanted:
-            vis_processor, text_processor = processors[split]
             cls = self.train_dataset_cls if split == "train" else self.eval_dataset_cls
             dataset = cls(
                 ann_paths=files[split],
@@ -76,15 +76,21 @@ class BaseDatasetBuilder:
                 split=split,
                 modality=self.modality,
                 dataset_repeat_num=self._split(split)["dataset_repeat_num"],
-                **self._sources(root, vis_processor, text_processor),
+                **sources[split],
             )
             dataset.check_usable()
             logger.info("dataset %s, %s: %d samples of modality %s", self.name, split, len(dataset), self.modality)
             datasets[split] = dataset
         return datasets
 
-    def _sources(self, root: Path, vis_processor: BaseProcessor, text_processor: BaseProcessor) -> dict[str, Any]:
-        """What the dataset classes take beside the annotation: folders and processors."""
+    def use_root(self, folder: str | Path) -> None:
+        """Look below `folder` for what the rows name, instead of where the configuration says."""
+        self.config["build_info"].setdefault(self.config["data_type"], {})["storage"] = str(folder)
+
+    def _sources(self, split: str) -> dict[str, Any]:
+        """What the dataset class of a split takes beside the annotation: a folder and processors."""
+        root = self._root()
+        vis_processor, text_processor = self._processors(split)
         return {"vis_processor": vis_processor, "text_processor": text_processor, "vis_root": root}
 
     def _key(self, *parts: str) -> str:
@@ -100,14 +106,14 @@ class BaseDatasetBuilder:
         return dict(node)
 
     def _annotations(self) -> dict[str, Any]:
-        return self._node("build_info", "annotations")
+        return self._node(*self.annotations_at)
 
     def _split(self, split: str) -> dict[str, Any]:
         """The mapping of a split, every key present."""
-        given = self._node("build_info", "annotations", split)
+        given = self._node(*self.annotations_at, split)
         for key in given:
             if key not in self.split_keys:
-                where = self._key("build_info", "annotations", split)
+                where = self._key(*self.annotations_at, split)
                 raise ConfigError(f"{where}: {unknown('key', key, self.split_keys)}")
         repeat = given.get("dataset_repeat_num")
         return {
@@ -117,24 +123,24 @@ class BaseDatasetBuilder:
         }
 
     def _wanted(self, splits: Iterable[str] | None) -> list[str]:
-        available = [split for split in self._annotations() if self._split(split)["storage"]]
+        available = [split for split in self._annotations() if self._split(split)[self.storage_key]]
         if splits is None:
             if not available:
-                raise ConfigError(f"{self._key('build_info', 'annotations')}: no split has a storage; give it a path")
+                raise ConfigError(f"{self._key(*self.annotations_at)}: no split has a {self.storage_key}; give it a path")
             return available
         wanted = list(splits)
         for split in wanted:
             if split not in available:
-                key = self._key("build_info", "annotations", split, "storage")
-                raise ConfigError(f"{key} is not set; splits with a storage: {listed(available)}")
+                key = self._key(*self.annotations_at, split, self.storage_key)
+                raise ConfigError(f"{key} is not set; splits with a {self.storage_key}: {listed(available)}")
         return wanted
 
     def _annotation_files(self, split: str) -> list[Path]:
         entry = self._split(split)
-        storages, urls, sums = (_as_list(entry[key]) for key in ("storage", "url", "md5"))
+        storages, urls, sums = (_as_list(entry[key]) for key in (self.storage_key, "url", "md5"))
         files = []
         for number, storage in enumerate(storages):
-            key = self._key("build_info", "annotations", split, "storage")
+            key = self._key(*self.annotations_at, split, self.storage_key)
             hint = f"; it can be had from {urls[number]}" if number < len(urls) and urls[number] else ""
             path = self._find(key, storage, kind="file", hint=hint)
             if number < len(sums) and sums[number]:
@@ -143,7 +149,7 @@ class BaseDatasetBuilder:
         return files
 
     def _root(self) -> Path:
-        """The folder below which rows name their pictures; null: rows hold full paths."""
+        """The folder below which rows name their pictures or clouds; null: rows hold full paths."""
         data_type = self.config.get("data_type")
         blocks = [key for key in self._node("build_info") if key != "annotations"]
         if data_type not in blocks:
@@ -214,7 +220,7 @@ def load_dataset(
 ) -> dict[str, BaseDataset]:
     """The splits of a dataset, as {split: dataset}.
 
-    `cfg_path`: a YAML with a block datasets.<name>; `vis_path`: the folder of the pictures; `data_type`:
+    `cfg_path`: a YAML with a block datasets.<name>; `vis_path`: the folder of the pictures or clouds; `data_type`:
     which block of build_info holds that folder. Processors that are not configured pass pictures and texts
     through as they are.
     """
@@ -232,7 +238,7 @@ def load_dataset(
     if data_type is not None:
         builder.config["data_type"] = data_type
     if vis_path is not None:
-        builder.config["build_info"].setdefault(builder.config["data_type"], {})["storage"] = str(vis_path)
+        builder.use_root(vis_path)
     for kind in ("vis_processor", "text_processor"):
         stages = builder.config.get(kind) or {}
         builder.config[kind] = {stage: stages.get(stage) or {"name": "identity"} for stage in ("train", "eval")}

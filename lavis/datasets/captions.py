@@ -9,10 +9,9 @@ lavis/datasets/datasets/coco_caption_datasets.py).
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from lavis.common.registry import registry
 from lavis.datasets.builder import BaseDatasetBuilder
-from lavis.datasets.samples import AnnotationError, BadSample, BaseDataset, Row, Sample
+from lavis.datasets.samples import AnnotationError, BadSample, BaseDataset, RecentlyUsed, Row, Sample
 
 KEPT_IMAGES = 4  # processed pictures kept for the next samples, which in evaluation often show the same one
 
@@ -53,18 +52,21 @@ def id_of(row: Row, default: int | str) -> int | str:
     return value if isinstance(value, (str, int)) else str(value)
 
 
-def captions_of(row: Row) -> list[str]:
+def captions_of(row: Row, *, key: str = "caption") -> list[str]:
     """Every caption of an evaluation row, one or a list, empty ones too; [] when it has none."""
-    value = row.get("caption")
+    value = row.get(key)
     captions = value if isinstance(value, list) else [value]
     return [caption for caption in captions if isinstance(caption, str)]
 
 
-class ImageDataset(BaseDataset):
-    """Rows that name a picture below `vis_root` and hold captions; what datasets of pictures share.
+class CaptionedDataset(BaseDataset):
+    """Rows that name something below `vis_root` and hold captions; what pictures and point clouds share.
 
-    `load` of a parsed row needs its keys image, image_id and captions.
+    A parsed row has the keys image_id, captions and `source`, and `problem` where it is known not to load.
     """
+
+    source: ClassVar[str] = "image"  # the key of a row that says what the encoder reads
+    spoken: ClassVar[int] = 0  # which of a row's captions is its text
 
     def __init__(
         self,
@@ -80,7 +82,6 @@ class ImageDataset(BaseDataset):
     ) -> None:
         self.vis_processor, self.text_processor = vis_processor, text_processor
         self.vis_root = Path(vis_root)
-        self._kept: OrderedDict[str, tuple[Any, tuple[int, int]]] = OrderedDict()
         super().__init__(
             ann_paths=ann_paths,
             name=name,
@@ -89,19 +90,68 @@ class ImageDataset(BaseDataset):
             dataset_repeat_num=dataset_repeat_num,
         )
 
+    def usable(self, row: Row) -> Row:
+        """The parsed row itself; BadSample where it is known not to load."""
+        if row.get("problem"):
+            raise BadSample(row["problem"])
+        return row
+
+    def load_text(self, row: Row, rng: np.random.RandomState) -> Sample:
+        """text_input and image_id of a parsed row. BadSample for one without a text, in training."""
+        text = self.text_processor(row["captions"][self.spoken], rng=rng) if row["captions"] else ""
+        if self.training and not text:
+            raise BadSample(f"empty caption: nothing left of {row['captions'][self.spoken]!r} after processing")
+        return {"text_input": text, "image_id": row["image_id"]}
+
+    def references(self) -> list[tuple[int | str, str]]:
+        """(image_id, caption) of every caption as it stands in the files: the ground truth of the metrics."""
+        return [(row["image_id"], caption) for row in self.rows for caption in row["captions"]]
+
+    def merge(self, rows: Iterator[Row]) -> list[Row]:
+        """Rows of one image_id to one row with all their captions. AnnotationError when they name two
+        sources."""
+        merged: dict[str | int, Row] = {}
+        for row in rows:
+            held = merged.setdefault(row["image_id"], row)
+            if held is row:
+                continue
+            if "problem" in held:
+                merged[row["image_id"]] = {**row, "captions": held["captions"] + row["captions"]}
+                continue
+            if "problem" not in row and held[self.source] != row[self.source]:
+                raise AnnotationError(
+                    f"{self.files[row['file']]}: rows {held['label']} and {row['label']} have one result id, "
+                    f"{row['image_id']!r}, but differ in {self.source}: {held[self.source]!r} and {row[self.source]!r}"
+                )
+            held["captions"].extend(row["captions"])
+        return list(merged.values())
+
+    def side_by_side(self, rows: Iterable[Row]) -> list[Row]:
+        """Rows with those of one source next to each other, so that a batch encodes it once."""
+        groups: dict[Any, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row[self.source], []).append(row)
+        return [row for group in groups.values() for row in group]
+
+
+class ImageDataset(CaptionedDataset):
+    """Rows that name a picture; what datasets of pictures share."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._kept = RecentlyUsed(KEPT_IMAGES)
+        super().__init__(**kwargs)
+
     def read_image(self, image: str, rng: np.random.RandomState) -> tuple[Any, tuple[int, int]]:
         """The processed picture (a tensor [3, H, W] from all processors but the identity) and its (width,
         height) in pixels as it lies on disk. Do not change it in place: neighbours may share it."""
-        if image in self._kept:
-            self._kept.move_to_end(image)
-            return self._kept[image]
-        picture = self._decode(self.vis_root / image)
-        result = (self.vis_processor(picture, rng=rng), picture.size)
-        if getattr(self.vis_processor, "deterministic", False):
-            self._kept[image] = result
-            while len(self._kept) > KEPT_IMAGES:
-                self._kept.popitem(last=False)
-        return result
+
+        def read() -> tuple[Any, tuple[int, int]]:
+            picture = self._decode(self.vis_root / image)
+            return self.vis_processor(picture, rng=rng), picture.size
+
+        kept: tuple[Any, tuple[int, int]]
+        kept = self._kept.get(image, read) if getattr(self.vis_processor, "deterministic", False) else read()
+        return kept
 
     def _decode(self, path: Path) -> Image.Image:
         if not path.is_file():
@@ -114,14 +164,9 @@ class ImageDataset(BaseDataset):
 
     def load_picture_and_text(self, row: Row, rng: np.random.RandomState) -> tuple[Sample, tuple[int, int]]:
         """The sample of a parsed row without its box, and the picture's (width, height) in pixels."""
-        if row.get("problem"):
-            raise BadSample(row["problem"])
-        text = self.text_processor(row["captions"][0], rng=rng) if row["captions"] else ""
-        if self.training and not text:
-            raise BadSample(f"empty caption: nothing left of {row['captions'][0]!r} after processing")
+        text = self.load_text(self.usable(row), rng)
         image, size = self.read_image(row["image"], rng)
-        sample = {"image": image, "image_key": row["image"], "text_input": text, "image_id": row["image_id"]}
-        return sample, size
+        return {"image": image, "image_key": row["image"], **text}, size
 
     def placeholder(self, index: int) -> Sample:
         row = self.rows[index]
@@ -129,29 +174,6 @@ class ImageDataset(BaseDataset):
         if isinstance(image, Tensor):
             image = torch.zeros_like(image)
         return {"image": image, "image_key": "", "text_input": "", "image_id": row["image_id"]}
-
-    def references(self) -> list[tuple[int | str, str]]:
-        """(image_id, caption) of every caption as it stands in the files: the ground truth of the metrics."""
-        return [(row["image_id"], caption) for row in self.rows for caption in row["captions"]]
-
-    def merge(self, rows: Iterator[Row]) -> list[Row]:
-        """Rows of one image_id to one row with all their captions. AnnotationError when they name two
-        pictures."""
-        merged: dict[str | int, Row] = {}
-        for row in rows:
-            held = merged.setdefault(row["image_id"], row)
-            if held is row:
-                continue
-            if "problem" in held:
-                merged[row["image_id"]] = {**row, "captions": held["captions"] + row["captions"]}
-                continue
-            if "problem" not in row and held["image"] != row["image"]:
-                raise AnnotationError(
-                    f"{self.files[row['file']]}: rows {held['label']} and {row['label']} have one result id, "
-                    f"{row['image_id']!r}, but two pictures, {held['image']!r} and {row['image']!r}"
-                )
-            held["captions"].extend(row["captions"])
-        return list(merged.values())
 
 
 class CaptionDataset(ImageDataset):

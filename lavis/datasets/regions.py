@@ -74,7 +74,7 @@ class RegionEvalDataset(RegionDataset):
     """Evaluation: one sample per region, the regions of a picture next to each other. No row is left out."""
 
     training = False
-    share_images = True
+    share_inputs = True
 
     def parse(self, row: Row, label: str) -> Row:
         parsed: Row = {"image": "", "bbox": None, "captions": captions_of(row)}
@@ -91,10 +91,7 @@ class RegionEvalDataset(RegionDataset):
         return parsed
 
     def arrange(self, rows: Iterator[Row]) -> Iterable[Row]:
-        by_image: dict[str, list[Row]] = {}
-        for row in self.merge(rows):
-            by_image.setdefault(row["image"], []).append(row)
-        return [row for regions in by_image.values() for row in regions]
+        return self.side_by_side(self.merge(rows))
 
     def placeholder(self, index: int) -> Sample:
         return {**super().placeholder(index), "box": torch.tensor([0.0, 0.0, 1.0, 1.0])}

@@ -1,20 +1,20 @@
 """Dataset items: from annotation rows to samples, and from samples to a batch.
 
-A sample is a dict: modality (str), image [3, H, W] float32, box [4] float32 (x1, y1, x2, y2 as shares of the
-picture, in [0, 1]), text_input (str), image_id (str or int), instance_id (str, the row it was made of). A
-batch has the same keys: tensors are stacked on a new first axis, all else becomes a list of B, and modality
-stays one string.
+A sample is a dict: modality (str), text_input (str), image_id (str or int), instance_id (str, the row it was
+made of), and what its modality reads: image [3, H, W] float32, box [4] float32 (x1, y1, x2, y2 as shares of the
+picture, in [0, 1]), pointcloud [N, 3 or 6] float32, box_corners [8, 3] float32 metres. A batch has the same
+keys: tensors are stacked on a new first axis, all else becomes a list of B, and modality stays one string.
 
 A row that cannot be used never ends a run. In training another row stands in for it, drawn from (seed, epoch,
-index); in evaluation the sample keeps its place as a zero image with `readable` False. Either way `skipped`
-names the row.
+index); in evaluation the sample keeps its place as a zero image, or a cloud of no meaning, with `readable` False.
+Either way `skipped` names the row.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +35,8 @@ Batch = dict[str, Any]
 MAX_REPLACEMENTS = 1000  # rows tried in the place of an unusable one before the file is given up
 MAX_PROBES = 10_000  # rows looked at, per file, for one that can be used
 MAX_NAMED = 50  # dropped rows named one by one in the log
+
+ENCODER_INPUTS = {"image": "image_key", "pointcloud": "cloud_key"}  # what an encoder reads, and the key that names it
 
 
 class AnnotationError(ValueError):
@@ -122,11 +124,29 @@ class PackedRows(Sequence[Row]):
         return json.loads(self._bytes[self._ends[position] : self._ends[position + 1]].tobytes())
 
 
-def collate(samples: Sequence[Sample], *, share_images: bool = False) -> Batch:
+class RecentlyUsed:
+    """The last `size` results of a slow function, by key."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` returned for the key, called anew where it is not kept. Do not change it in place."""
+        if key not in self._kept:
+            self._kept[key] = make()
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+def collate(samples: Sequence[Sample], *, share_inputs: bool = False) -> Batch:
     """B samples to one batch of the keys they share; tensors stacked, `skipped` joined, the rest lists.
 
-    With `share_images`, samples of equal `image_key` share one picture: `image` [I, 3, H, W] and
-    `image_index` [B] (long), where image_index[b] is the picture of sample b.
+    With `share_inputs`, samples of equal `image_key` share one picture: `image` [I, 3, H, W] and
+    `image_index` [B] (long), where image_index[b] is the picture of sample b. So do samples of equal `cloud_key`:
+    `pointcloud` [I, N, C] and `pointcloud_index` [B].
     """
     modalities = sorted({str(sample["modality"]) for sample in samples})
     if len(modalities) != 1:
@@ -135,21 +155,22 @@ def collate(samples: Sequence[Sample], *, share_images: bool = False) -> Batch:
     batch: Batch = {"modality": modalities[0]}
     for key in keys:
         values = [sample[key] for sample in samples]
-        if key == "image" and share_images and "image_key" in keys:
-            batch["image"], batch["image_index"] = _shared_images(samples)
+        if share_inputs and ENCODER_INPUTS.get(key) in keys:
+            batch[key], batch[f"{key}_index"] = _shared(samples, key)
         elif key not in ("modality", "skipped"):
             batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
     batch["skipped"] = [entry for sample in samples for entry in sample.get("skipped", [])]
     return batch
 
 
-def _shared_images(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """The I different pictures [I, 3, H, W] of B samples, and which of them is whose [B]."""
-    images: dict[str, Tensor] = {}
-    for sample in samples:
-        images.setdefault(sample["image_key"], sample["image"])
-    places = {image_key: place for place, image_key in enumerate(images)}
-    return torch.stack(list(images.values())), torch.tensor([places[s["image_key"]] for s in samples])
+def _shared(samples: Sequence[Sample], key: str) -> tuple[Tensor, Tensor]:
+    """The I different encoder inputs [I, ...] of B samples, and which of them is whose [B]."""
+    names = [sample[ENCODER_INPUTS[key]] for sample in samples]
+    inputs: dict[str, Tensor] = {}
+    for name, sample in zip(names, samples, strict=True):
+        inputs.setdefault(name, sample[key])
+    places = {name: place for place, name in enumerate(inputs)}
+    return torch.stack(list(inputs.values())), torch.tensor([places[name] for name in names])
 
 
 class BaseDataset(Dataset[Sample]):
@@ -162,7 +183,7 @@ class BaseDataset(Dataset[Sample]):
     """
 
     training: ClassVar[bool] = True  # unusable rows are replaced; False: they keep their place
-    share_images: bool = False  # collate one picture for several regions of it
+    share_inputs: bool = False  # collate one picture, or one cloud, for several regions of it
     needs: ClassVar[str] = ""  # the keys of a row, for messages
 
     def __init__(
@@ -211,6 +232,10 @@ class BaseDataset(Dataset[Sample]):
         """The rows in the order, or the groups, in which they are indexed."""
         return rows
 
+    def draws_of(self, index: int) -> int:
+        """The number that, with seed and epoch, decides the draws of sample `index`; samples may share one."""
+        return index
+
     # Items
 
     def __len__(self) -> int:
@@ -224,7 +249,7 @@ class BaseDataset(Dataset[Sample]):
         row = index % len(self.rows)
         skipped: list[tuple[str, str]] = []
         try:
-            sample = self.load(row, sample_rng(self.seed, epoch, index))
+            sample = self.load(row, sample_rng(self.seed, epoch, self.draws_of(index)))
         except BadSample as error:
             skipped.append((self.row_label(row), error.reason))
             if self.training:
@@ -257,7 +282,7 @@ class BaseDataset(Dataset[Sample]):
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
         """One batch of these samples."""
-        return collate(samples, share_images=self.share_images)
+        return collate(samples, share_inputs=self.share_inputs)
 
     def check_usable(self) -> None:
         """Load rows of each file until one is good; AnnotationError names a file of which none is."""

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from lavis.datasets.cap3d import read_lines
+from lavis.datasets.cloud_geometry import object_region_id
 from lavis.datasets.geometry import region_id
 from lavis.evaluation.files import read_json, write_text
 
 Id = Any  # text or int
 
 
-def build_ground_truth(rows: Iterable[tuple[Id, str]], path: str | os.PathLike[str]) -> dict[str, Any]:
+def build_ground_truth(
+    rows: Iterable[tuple[Id, str]], path: str | os.PathLike[str], *, first: int = 0, image_per_row: bool = False
+) -> dict[str, Any]:
     """Write (image id, caption) rows as a COCO caption file and return its content.
 
-    Every caption becomes an annotation, empty ones too, numbered from 0 in the order of the rows; every id is an
-    image once, in the order of its first row. ValueError for no rows at all.
+    Every caption becomes an annotation, empty ones too, numbered from `first` in the order of the rows; every id is
+    an image once, in the order of its first row, or once per row. ValueError for no rows at all.
     """
-    annotations = [{"image_id": key, "id": index, "caption": text} for index, (key, text) in enumerate(rows)]
+    annotations = [{"image_id": key, "id": index, "caption": text} for index, (key, text) in enumerate(rows, first)]
     if not annotations:
         raise ValueError(f"no captions to write to {os.fspath(path)}")
-    images = [{"id": key} for key in dict.fromkeys(row["image_id"] for row in annotations)]
+    ids = [row["image_id"] for row in annotations]
+    images = [{"id": key} for key in (ids if image_per_row else dict.fromkeys(ids))]
     content = {"images": images, "annotations": annotations}
     write_text(json.dumps(content), path)
     return content
@@ -45,23 +50,60 @@ def build_refercoco_ground_truth(annotation: str | os.PathLike[str], path: str |
     A region's id is `<image_id>_box_<x>_<y>_<w>_<h>`. ValueError names the file and the row (from 0) that is not
     one.
     """
-    rows = read_json(annotation)
-    if not isinstance(rows, list):
-        raise ValueError(f"{os.fspath(annotation)} holds a {type(rows).__name__}; expected a list of rows")
-    return build_ground_truth([_region(row, f"{os.fspath(annotation)}, row {i}") for i, row in enumerate(rows)], path)
+    rows = _rows(annotation, ids=("image_id",), text="caption", others=("bbox",))
+    return build_ground_truth([_region(row, where) for where, row in rows], path)
 
 
-def _region(row: Any, where: str) -> tuple[str, str]:
+def build_scanrefer_ground_truth(annotation: str | os.PathLike[str], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """ScanRefer rows {"scene_id", "object_id", "description"} -> COCO caption file of objects at `path`.
+
+    An object's id is `<scene_id>_<object_id>`; annotations count from 1. ValueError names the file and the row (from 0)
+    that is not one.
+    """
+    rows = _rows(annotation, ids=("scene_id", "object_id"), text="description")
+    captions = [(object_region_id(row["scene_id"], row["object_id"]), row["description"]) for _, row in rows]
+    return build_ground_truth(captions, path, first=1)
+
+
+def build_objaverse_ground_truth(annotation: str | os.PathLike[str], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Cap3D lines `<object id>,<caption>` -> COCO caption file of objects at `path`.
+
+    As published, annotations count from 1 and `images` lists an object once per line. ValueError names the file and
+    the line (from 1) that is not one.
+    """
+    captions = []
+    for number, object_id, caption in read_lines(annotation):
+        if not object_id or caption is None:
+            raise ValueError(f"{os.fspath(annotation)}, line {number}: {object_id[:80]!r} is not <object id>,<caption>")
+        captions.append((object_id, caption))
+    return build_ground_truth(captions, path, first=1, image_per_row=True)
+
+
+def _rows(
+    annotation: str | os.PathLike[str], *, ids: Sequence[str], text: str, others: Sequence[str] = ()
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, row) of a JSON list of rows, each with `ids` (texts or ints), a `text` and `others`."""
+    content = read_json(annotation)
+    if not isinstance(content, list):
+        raise ValueError(f"{os.fspath(annotation)} holds a {type(content).__name__}; expected a list of rows")
+    keys = (*ids, *others, text)
+    for index, row in enumerate(content):
+        where = f"{os.fspath(annotation)}, row {index}"
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{where}: {str(row)[:80]!r} is not a row {{{', '.join(keys)}}}")
+        missing = [key for key in keys if key not in row]
+        if missing:
+            raise ValueError(f"{where}: no {' and no '.join(missing)}; it has {', '.join(map(str, row)) or 'no keys'}")
+        if not isinstance(row[text], str):
+            raise ValueError(f"{where}: {text} {row[text]!r} is not text")
+        for key in ids:
+            if isinstance(row[key], bool) or not isinstance(row[key], (str, int)):
+                raise ValueError(f"{where}: {key} {row[key]!r} is neither text nor an int")
+        yield where, row
+
+
+def _region(row: Mapping[str, Any], where: str) -> tuple[str, str]:
     """(region id, caption) of one RefCOCO row."""
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: {str(row)[:80]!r} is not a row {{image_id, bbox, caption}}")
-    missing = [key for key in ("image_id", "bbox", "caption") if key not in row]
-    if missing:
-        raise ValueError(f"{where}: no {' and no '.join(missing)}; it has {', '.join(map(str, row)) or 'no keys'}")
-    if not isinstance(row["caption"], str):
-        raise ValueError(f"{where}: caption {row['caption']!r} is not text")
-    if isinstance(row["image_id"], bool) or not isinstance(row["image_id"], (str, int)):
-        raise ValueError(f"{where}: image_id {row['image_id']!r} is neither text nor an int")
     try:
         return region_id(row["image_id"], row["bbox"]), row["caption"]
     except ValueError as error:

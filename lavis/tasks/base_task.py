@@ -122,7 +122,7 @@ def batch_length(samples: Mapping[str, Any]) -> int:
 
 def _splits_with_files(dataset_cfg: DictConfig) -> list[str] | None:
     """The splits whose mapping names a path; None where the configuration has another layout."""
-    annotations = (dataset_cfg.get("build_info") or {}).get("annotations")
+    annotations = (dataset_cfg.get("build_info") or dataset_cfg).get("annotations")
     if not isinstance(annotations, DictConfig):
         return None
     return [

@@ -1,4 +1,4 @@
-"""Captions of whole images and of regions, scored against COCO-style ground truth."""
+"""Captions of images, point clouds and regions of either, scored against COCO-style ground truth."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ logger = logging.getLogger(__name__)
 @registry.register_task("captioning")
 @registry.register_task("image_captioning_coco")
 @registry.register_task("imageregion_captioning_refcoco")
+@registry.register_task("pointcloud_captioning_objaverse")
+@registry.register_task("pointcloudregion_captioning_refscannet")
 class CaptionTask(BaseTask):
-    """One class for every captioning: what an id stands for, an image or a region, the dataset decides."""
+    """One class for every captioning: what an id stands for, an image, a cloud or a region, the dataset decides."""
 
     def __init__(self, run_cfg: DictConfig) -> None:
         super().__init__(run_cfg)

@@ -40,3 +40,22 @@ def options(folder: Path, *ann_paths: Path, split: str = "train", **kwargs: Any)
         "modality": "image",
     }
     return {**defaults, **kwargs}
+
+
+def cloud_options(folder: Path, *ann_paths: Path, split: str = "train", **kwargs: Any) -> dict[str, Any]:
+    """Arguments of a dataset of point clouds below `folder`."""
+    defaults = {"vis_processor": load_processor("base_point_cloud"), "num_points": 8, "modality": "pointcloud"}
+    return options(folder, *ann_paths, split=split, **{**defaults, **kwargs})
+
+
+def write_object(folder: Path, object_id: str, points: Any, *, key: str = "arr_0") -> None:
+    """A cloud in Objaverse's layout."""
+    (folder / object_id).mkdir(parents=True, exist_ok=True)
+    np.savez(folder / object_id / f"{object_id}_8192.npz", **{key: points})
+
+
+def write_scene(folder: Path, scene: str, points: Any, boxes: Any) -> None:
+    """A scene in ScanNet's prepared layout: points [P, 9] and boxes [K, 8]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{scene}_aligned_vert.npy", points)
+    np.save(folder / f"{scene}_aligned_bbox.npy", boxes)

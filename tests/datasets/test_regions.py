@@ -102,7 +102,7 @@ def test_evaluation_one_sample_per_region_and_every_expression(tmp_path: Path) -
     batch = dataset.collater([dataset[i] for i in range(3)])
     assert batch["image"].shape[0] == 2 and batch["image_index"].tolist() == [0, 0, 1]
     assert batch["box"].shape == (3, 4) and batch["readable"] == [True] * 3
-    dataset.share_images = False
+    dataset.share_inputs = False
     plain = dataset.collater([dataset[i] for i in range(3)])
     assert plain["image"].shape[0] == 3 and "image_index" not in plain
     assert torch.equal(batch["image"][batch["image_index"]], plain["image"])

@@ -14,6 +14,7 @@ from lavis.datasets.samples import (
     BaseDataset,
     JoinedDataset,
     PackedRows,
+    RecentlyUsed,
     Row,
     Sample,
     collate,
@@ -166,6 +167,24 @@ def test_draws_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
         dataset[6]
 
 
+def test_samples_may_share_their_draws(tmp_path: Path) -> None:
+    class Pairs(Numbers):
+        def draws_of(self, index: int) -> int:
+            return index // 2
+
+    dataset = numbers(tmp_path, [2, 4, 6, 8], Pairs)
+    noise = [float(dataset[index]["noise"]) for index in range(4)]
+    assert noise[0] == noise[1] != noise[2] == noise[3]
+
+
+def test_recently_used() -> None:
+    made: list[str] = []
+    kept = RecentlyUsed(2)
+    for key in "abacab":
+        assert kept.get(key, lambda key=key: made.append(key) or key) == key
+    assert "".join(made) == "abcb", "a was used again before c came, b was not"
+
+
 def test_bad_repeat(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dataset_repeat_num of n, train is 0"):
         numbers(tmp_path, [2], repeat=0)
@@ -175,10 +194,16 @@ def test_collate_shares_keys_and_pictures() -> None:
     def sample(key: str, fill: float, **extra: object) -> Sample:
         return {"modality": "image", "image": torch.full((3, 2, 2), fill), "image_key": key, "id": 1, **extra}
 
-    batch = collate([sample("a", 1), sample("b", 2, more="x"), sample("a", 1)], share_images=True)
+    batch = collate([sample("a", 1), sample("b", 2, more="x"), sample("a", 1)], share_inputs=True)
     assert batch["image"].shape == (2, 3, 2, 2) and batch["image"][1].max() == 2
     assert batch["image_index"].tolist() == [0, 1, 0] and batch["image_index"].dtype == torch.long
     assert batch["id"] == [1, 1, 1] and "more" not in batch and batch["modality"] == "image"
+    clouds = [
+        {"modality": "pointcloud", "pointcloud": torch.full((4, 3), f), "cloud_key": k} for k, f in (("a", 1.0), ("b", 2.0))
+    ]
+    batch = collate([clouds[0], clouds[0], clouds[1]], share_inputs=True)
+    assert batch["pointcloud"].shape == (2, 4, 3) and batch["pointcloud_index"].tolist() == [0, 0, 1]
+    assert "pointcloud_index" not in collate(clouds)
     alone = collate([sample("a", 1)])
     assert alone["image"].shape == (1, 3, 2, 2) and "image_index" not in alone and alone["skipped"] == []
     with pytest.raises(ValueError, match="one modality"):

@@ -27,6 +27,14 @@ def test_layout(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["truth.json"]
 
 
+def test_published_variants(tmp_path: Path) -> None:
+    rows = [("b", "one"), ("a", "two"), ("b", "three")]
+    content = build_ground_truth(rows, tmp_path / "truth.json", first=1, image_per_row=True)
+    assert [row["id"] for row in content["annotations"]] == [1, 2, 3]
+    assert [image["id"] for image in content["images"]] == ["b", "a", "b"]
+    assert read_references(content) == {"b": ["one", "three"], "a": ["two"]}
+
+
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "truth.json"
     build_ground_truth([("a", "x")], path)

@@ -1,0 +1,62 @@
+"""What datasets of point clouds share: arrays read from disk, and samples made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavis.common.errors import ConfigError, listed
+from lavis.datasets.captions import CaptionedDataset
+from lavis.datasets.samples import BadSample, Row, Sample
+
+
+def read_array(path: Path, *, what: str) -> NDArray[Any]:
+    """The array of a .npy file, or `arr_0` of a .npz file. BadSample where it is missing, broken or not there."""
+    if not path.is_file():
+        raise BadSample(f"missing {what}: {path}")
+    try:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            names = list(loaded.files)
+            if "arr_0" in names:
+                array: NDArray[Any] = loaded["arr_0"]
+                return array
+    except Exception as error:  # a broken archive or header raises almost anything; it costs this row only
+        raise BadSample(f"broken {what}: {path} ({type(error).__name__}: {error})") from error
+    raise BadSample(f"no arr_0: {path} holds {listed(names)}")
+
+
+class CloudDataset(CaptionedDataset):
+    """Rows that name a point cloud.
+
+    A sample's pointcloud has `num_points` points of x, y, z and, with `use_color`, red, green and blue. `augment` has
+    an effect in training only.
+    """
+
+    def __init__(self, *, num_points: int, use_color: bool = False, augment: bool = False, name: str, **kwargs: Any) -> None:
+        if isinstance(num_points, bool) or not isinstance(num_points, int) or num_points < 1:
+            raise ConfigError(f"dataset {name}: the number of points is {num_points!r}; accepted: an integer of 1 or more")
+        self.num_points, self.use_color, self.augment = num_points, bool(use_color), bool(augment) and self.training
+        super().__init__(name=name, **kwargs)
+
+    @property
+    def columns(self) -> int:
+        """C of a sample's cloud."""
+        return 6 if self.use_color else 3
+
+    def sample(self, row: Row, points: NDArray[Any], rng: np.random.RandomState) -> Sample:
+        """The sample of a row and its points [N, C]."""
+        cloud = self.vis_processor(points.astype(np.float32, copy=False), rng=rng)
+        return {"pointcloud": cloud, "cloud_key": str(row[self.source]), **self.load_text(row, rng)}
+
+    def placeholder(self, index: int) -> Sample:
+        """A cloud of different points, so that no encoder meets a division by zero; all placeholders share it."""
+        rng = np.random.RandomState(0)
+        points = rng.uniform(-1, 1, (self.num_points, self.columns)).astype(np.float32)
+        cloud = self.vis_processor(points, rng=rng)
+        return {"pointcloud": cloud, "cloud_key": "", "text_input": "", "image_id": self.rows[index]["image_id"]}
