@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 FEATURE_MODES = ("multimodal", "image", "text")
 
 
+def as_list(texts: str | Sequence[str]) -> list[str]:
+    """One text, or several, as a list."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
 class Captioner:
     """Inference half of `Blip2Base`."""
 
@@ -77,11 +82,15 @@ class Captioner:
             prompts = self._prompts(samples, row, len(prefix))
             return self.llm.generate(prefix, prompts=prompts, decoding=decoding)
 
+    def default_prompt(self: Any, row: Modality) -> str:
+        """What the language model is told of a row when nobody says otherwise, in training as in evaluation (for T5)."""
+        return row.prompt if self.ignores_prompts else (self.cfg.prompt or row.prompt)
+
     def _prompts(self: Any, samples: Mapping[str, Any], row: Modality, rows: int) -> list[str]:
         """The prompt of every row: from the samples, else from the config, else the row's own."""
         prompt = samples.get("prompt")
         if prompt is None or self.ignores_prompts:
-            prompt = self.cfg.prompt or row.prompt
+            prompt = self.default_prompt(row)
         prompts = [prompt] * rows if isinstance(prompt, str) else list(prompt)
         if len(prompts) != rows:
             raise ValueError(f"{len(prompts)} prompts for {rows} rows")
@@ -127,8 +136,7 @@ class Captioner:
             raise ValueError(f"inference_method {inference_method!r} is unknown; accepted: generate")
         if self.llm is None:
             raise ValueError("answers need a language model; this arch has none")
-        questions = samples["text_input"]
-        questions = [questions] if isinstance(questions, str) else list(questions)
+        questions = as_list(samples["text_input"])
         prompts = [prompt.format(question) if prompt else question for question in questions]
         decoding = Decoding(
             num_beams=num_beams, max_new_tokens=max_len, min_length=min_len,
@@ -137,6 +145,8 @@ class Captioner:
         row = self.row_of(samples)
         with self.router.route(row.name):
             hidden, _, _ = self.visual_hidden(samples, row)
+            if len(prompts) != len(hidden):
+                raise ValueError(f"{len(prompts)} questions for {len(hidden)} rows")
             return self.llm.generate(self.branch(row.name).llm_proj(hidden), prompts=prompts, decoding=decoding)
 
     @torch.no_grad()
@@ -151,7 +161,7 @@ class Captioner:
             if mode != "image":
                 if samples.get("text_input") is None:
                     raise ValueError(f"mode {mode!r} needs samples['text_input']")
-                ids, mask = self.tokenize(list(samples["text_input"]))
+                ids, mask = self.tokenize(as_list(samples["text_input"]))
             if mode == "text":
                 out.text_embeds = qformer.text_pass(ids, mask)
                 out.text_embeds_proj = F.normalize(self.text_proj(out.text_embeds), dim=-1)

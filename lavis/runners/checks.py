@@ -50,10 +50,17 @@ def check_run(run_cfg: Any) -> None:
         raise ConfigError(f"run.resume_ckpt_path: no file {resume}; accepted: a checkpoint of ours, auto, or null")
 
 
-def check_weight_sources(model: Any, *, allow_random_init: bool) -> None:
-    """Refuse a model of which some part was loaded from nowhere, unless ``model.allow_random_init`` says
-    so."""
-    parts = list(model.random_parts()) if hasattr(model, "random_parts") else []
+def check_model(model_cfg: Any) -> None:
+    """What the model itself can say of its configuration before anything is read or built."""
+    check = getattr(registry.get_model_class(model_cfg.arch), "check_config", None)
+    if check is not None:
+        check(model_cfg)
+
+
+def check_weight_sources(model: Any, *, allow_random_init: bool, for_evaluation: bool = False) -> None:
+    """Refuse a model of which some part was loaded from nowhere (for evaluation: also what training would have
+    learned), unless ``model.allow_random_init`` says so."""
+    parts = list(model.random_parts(for_evaluation=for_evaluation)) if hasattr(model, "random_parts") else []
     if parts and not allow_random_init:
         raise ConfigError(
             f"these parts of the model were loaded from nowhere and hold random weights: {listed(parts)}. Name their files "
