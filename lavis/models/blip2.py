@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,15 @@ from lavis.models.modality_lora import ModalityRouter
 from lavis.models.qformer import EncoderTokens, KeyValue, QFormer
 
 logger = logging.getLogger(__name__)
+
+
+class Looked(NamedTuple):
+    """What the query pass gives: outputs [B, Q, D], the encoder tokens, the query embeddings [B, Q, D], keys and values."""
+
+    hidden: Tensor
+    tokens: EncoderTokens
+    queries: Tensor
+    cache: list[KeyValue]
 
 
 class Blip2Base(Encoding, Captioner, Weights, BaseModel):
@@ -182,30 +191,28 @@ class Blip2Base(Encoding, Captioner, Weights, BaseModel):
         """The Q-Former that serves a row."""
         return getattr(self, row.qformer)
 
+    def look(self, samples: Mapping[str, Any], row: Modality) -> Looked:
+        """Encode a batch and let its queries look at it."""
+        tokens = self.encode(samples, row)
+        queries = self.queries(samples, row, tokens.rows)
+        hidden, cache = self.qformer_of(row).query_pass(queries, tokens)
+        return Looked(hidden, tokens, queries, cache)
+
     def forward(self, samples: Mapping[str, Any]) -> Losses:
         """Losses of a batch; those that do not apply to its modality are zero. Weights of the row are included."""
         row = self.row_of(samples)
         if samples.get("text_input") is None:
             raise ValueError("training needs samples['text_input'], a list of texts")
         with self.router.route(row.name):
-            tokens = self.encode(samples, row)
-            queries = self.queries(samples, row, tokens.rows)
-            hidden, cache = self.qformer_of(row).query_pass(queries, tokens)
-            found = self._losses(samples, row, tokens, hidden, cache)
+            found = self._losses(samples, row, self.look(samples, row))
         zero = torch.zeros((), device=self.device)
         weighted = {name: found[name] * row.weight(name) if name in found else zero for name in LOSS_NAMES}
         total = torch.stack([weighted[name] for name in found]).sum() if found else zero
         return Losses(loss=total, **{f"loss_{name}": value for name, value in weighted.items()})
 
-    def _losses(
-        self,
-        samples: Mapping[str, Any],
-        row: Modality,
-        tokens: EncoderTokens,
-        hidden: Tensor,
-        cache: list[KeyValue],
-    ) -> dict[str, Tensor]:
+    def _losses(self, samples: Mapping[str, Any], row: Modality, looked: Looked) -> dict[str, Tensor]:
         """Unweighted losses of the row."""
+        hidden, tokens, _, cache = looked
         texts, branch = as_list(samples["text_input"]), self.branch(row.name)
         if len(texts) != tokens.rows:
             raise ValueError(f"{len(texts)} texts for {tokens.rows} rows")

@@ -22,7 +22,7 @@ AT_LEAST_ONE_OR_NULL = ("max_iters", "iters_per_inner_epoch", "keep_last")
 
 def check_run(run_cfg: Any) -> None:
     """ConfigError for the first value of ``run`` that cannot work, naming what is accepted."""
-    registry.get_runner_class(run_cfg.runner)
+    runner = registry.get_runner_class(run_cfg.runner)
     registry.get_task_class(run_cfg.task)
     registry.get_lr_scheduler_class(run_cfg.lr_sched)
     for key, accepted in CHOICES.items():
@@ -45,6 +45,8 @@ def check_run(run_cfg: Any) -> None:
     if run_cfg.num_workers < 0:
         raise ConfigError(f"run.num_workers must be 0 or more, not {run_cfg.num_workers}")
     SaveFreq.parse(run_cfg.save_freq)
+    if hasattr(runner, "check_run"):
+        runner.check_run(run_cfg)
     resume = run_cfg.resume_ckpt_path
     if resume and resume != "auto" and not resolve(resume).is_file():
         raise ConfigError(f"run.resume_ckpt_path: no file {resume}; accepted: a checkpoint of ours, auto, or null")

@@ -44,6 +44,8 @@ def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any
     setup_logging(resolve(run.output_dir), rank=dist_utils.get_rank())
     check_run(run)
     check_model(cfg.model_cfg)
+    if (run.evaluate or config_name != "config") and not run.test_splits:
+        raise ConfigError("run.test_splits is empty: nothing to evaluate")
     seed_everything(int(run.seed))
     task = setup_task(cfg)
     if dist_utils.is_main_process():
