@@ -255,6 +255,11 @@ def _notice(dotted: str) -> None:
 # Reading
 
 
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file merged over what its ``base`` names, as plain containers; nothing is checked."""
+    return _plain(_load_user(Path(path)))
+
+
 def _plain(cfg: Any) -> dict[str, Any]:
     return OmegaConf.to_container(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), resolve=False)  # type: ignore[return-value]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from lavis.common.config import merge_dataset_config
+from lavis.common.config import load_yaml, merge_dataset_config
 from lavis.common.errors import ConfigError, listed, unknown
 from lavis.common.modalities import MODALITIES, TASK_NAMES, modality_of
 from lavis.common.paths import get_cache_root, resolve
@@ -227,10 +227,7 @@ def load_dataset(
     builder_cls = registry.get_builder_class(name)
     block: dict[str, Any] = {}
     if cfg_path is not None:
-        if not resolve(cfg_path).is_file():
-            raise ConfigError(f"no configuration file at {cfg_path}")
-        loaded = OmegaConf.to_container(OmegaConf.load(resolve(cfg_path)))
-        datasets = loaded.get("datasets") if isinstance(loaded, dict) else None
+        datasets = load_yaml(cfg_path).get("datasets")
         if not isinstance(datasets, dict) or name not in datasets:
             raise ConfigError(f"{cfg_path} has no block datasets.{name}")
         block = datasets[name] or {}

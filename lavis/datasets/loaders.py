@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from lavis.common.modalities import task_name_of
 from lavis.common.seeding import mix
 from lavis.datasets.samples import Batch
 
@@ -190,9 +191,9 @@ class TaskLoader:
 class MixedLoader:
     """Batches of several loaders, one loader per step, the same one in every process.
 
-    `sequential`: in sorted order of the keys, each to the end of its epoch (as published). `round_robin`: one
-    batch each in sorted order, until all are at their end. `sampled`: every step draws a key with a
-    probability proportional to its remaining batches.
+    `sequential`: in sorted order of the published task names, each to the end of its epoch (as published; image
+    regions come before images). `round_robin`: one batch each in that order, until all are at their end.
+    `sampled`: every step draws a key with a probability proportional to its remaining batches.
     """
 
     def __init__(self, loaders: Mapping[str, TaskLoader], *, seed: int, order: str = "sequential") -> None:
@@ -200,7 +201,7 @@ class MixedLoader:
             raise ValueError(f"order is {order!r}; accepted: {', '.join(ORDERS)}")
         if not loaders:
             raise ValueError("a mixture needs at least one loader")
-        self.loaders = dict(sorted(loaders.items()))
+        self.loaders = dict(sorted(loaders.items(), key=lambda item: task_name_of(item[0])))
         self.order, self.seed = order, seed
         self._epoch, self._step, self._last = 0, 0, ""
         self._restored = False
@@ -234,7 +235,7 @@ class MixedLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was taken. ValueError when it is of another mixture."""
-        mine = {"order": self.order, "seed": self.seed, "loaders": list(self.loaders)}
+        mine = {"order": self.order, "seed": self.seed, "loaders": sorted(self.loaders)}
         theirs = {"order": state["order"], "seed": state["seed"], "loaders": sorted(state["loaders"])}
         for key in mine:
             if mine[key] != theirs[key]:
@@ -256,7 +257,9 @@ class MixedLoader:
         if self.order == "sequential":
             return next(iter(left))
         if self.order == "round_robin":
-            return next((key for key in left if key > self._last), next(iter(left)))
+            order = list(self.loaders)
+            after = order.index(self._last) + 1 if self._last else 0
+            return next((key for key in order[after:] if key in left), next(iter(left)))
         rng = np.random.RandomState(mix(_MIXTURE_STREAM, self.seed, self._epoch, self._step) & 0xFFFFFFFF)
         ends = np.cumsum(list(left.values()))
         return list(left)[int(np.searchsorted(ends, rng.randint(ends[-1]), side="right"))]

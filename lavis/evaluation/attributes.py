@@ -105,14 +105,6 @@ def majority_accuracy(training: Iterable[Thing], truth: Iterable[Thing]) -> floa
     return _mean([float((colour, kind) == most) for colour, kind in truth])
 
 
-def most_frequent_caption(captions: Iterable[str]) -> str:
-    """The caption that occurs most often, the first of the alphabet among equals."""
-    counts = Counter(captions)
-    if not counts:
-        raise ValueError("no caption to choose from")
-    return min(counts, key=lambda caption: (-counts[caption], caption))
-
-
 def chance_captions(training: Sequence[str], ids: Iterable[Id], *, seed: int) -> dict[Id, str]:
     """A training caption drawn at random for every id: what chance scores."""
     if not training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lavis.common.config import merge_model_config, model_defaults
+from lavis.common.precision import building_for
 from lavis.common.registry import registry
 from lavis.models.base_model import BaseModel
 from lavis.processors import load_processor
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "BaseModel",
@@ -23,13 +27,15 @@ __all__ = [
 ]
 
 
-def load_model_from_config(cfg: Mapping[str, Any] | DictConfig) -> BaseModel:
+def load_model_from_config(cfg: Mapping[str, Any] | DictConfig, *, device: str | torch.device = "cpu") -> BaseModel:
     """Build the model that a (possibly partial) model config describes: its defaults are those of its arch and model_type.
 
-    ConfigError on unknown keys or names, before anything is built.
+    The model is on the CPU; `device` says where it will run: for a GPU, frozen parts are held in the precision that the config
+    names. ConfigError on unknown keys or names, before anything is built.
     """
     merged = merge_model_config(cfg)
-    return registry.get_model_class(merged.arch).from_config(merged)
+    with building_for(device):
+        return registry.get_model_class(merged.arch).from_config(merged)
 
 
 def load_model(
@@ -40,11 +46,11 @@ def load_model(
     checkpoint: str | None = None,
 ) -> BaseModel:
     """LAVIS' loader: a registered arch and type; `checkpoint` is loaded over the weights that the type names."""
-    model = load_model_from_config({"arch": name, "model_type": model_type})
+    model = load_model_from_config({"arch": name, "model_type": model_type}, device=device)
     if checkpoint is not None:
         model.load_checkpoint(checkpoint)
-    if torch.device(device).type == "cpu":
-        model = model.float()
+    if random := model.random_parts(for_evaluation=is_eval):
+        logger.warning("%s %s: these parts hold random weights, no file was named for them: %s", name, model_type, random)
     model = model.to(device)
     return model.eval() if is_eval else model
 
@@ -73,7 +79,10 @@ class ModelZoo:
     """The registered archs and their types: iterates as (arch, [types]), prints as a table, len() counts types."""
 
     def _table(self) -> dict[str, list[str]]:
-        archs = {name: list(registry.get_model_class(name).PRETRAINED_MODEL_CONFIG_DICT) for name in registry.list_models()}
+        archs = {
+            name: list(getattr(registry.get_model_class(name), "PRETRAINED_MODEL_CONFIG_DICT", ()))
+            for name in registry.list_models()
+        }
         return {name: types for name, types in sorted(archs.items()) if types}
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:

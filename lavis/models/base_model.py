@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,10 @@ class BaseModel(nn.Module):
                 keep |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)} & persistent.keys()
         return {name: tensor.detach() for name, tensor in self.state_dict().items() if name in keep}
 
-    def random_parts(self) -> list[str]:
+    def random_parts(self, *, for_evaluation: bool = False) -> list[str]:
         """Parts that work with random weights: frozen ones of which anything was not loaded, base ones loaded from nowhere.
 
-        Adapters do not count (their B starts at zero), nor do new trainable heads.
+        Adapters do not count (their B starts at zero), nor do new trainable heads, unless the model is to be evaluated.
         """
         return []
 
@@ -106,17 +107,28 @@ class BaseModel(nn.Module):
         return self
 
     def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1.0) -> list[dict[str, Any]]:
-        """Parameter groups: weight decay for matrices, none for biases, norms and vectors."""
-        decay: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
+        """Parameter groups: weight decay for matrices, none for biases, norms and vectors.
+
+        `lr_scale` is LAVIS' layer decay: block i of n of `visual_encoder` learns at lr_scale ** (n - i) of the rate, its
+        embeddings at lr_scale ** (n + 1); everything else at the full rate.
+        """
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                no_decay = parameter.ndim < 2 or any(part in name for part in NO_DECAY)
-                (plain if no_decay else decay).append(parameter)
+                decayed = parameter.ndim >= 2 and not any(part in name for part in NO_DECAY)
+                groups.setdefault((decayed, self._layer_scale(name, lr_scale)), []).append(parameter)
         return [
-            {"params": decay, "weight_decay": weight_decay, "lr_scale": lr_scale},
-            {"params": plain, "weight_decay": 0.0, "lr_scale": lr_scale},
+            {"params": params, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
+            for (decayed, scale), params in groups.items()
         ]
+
+    def _layer_scale(self, name: str, rate: float) -> float:
+        if rate == 1.0 or not name.startswith("visual_encoder."):
+            return 1.0
+        encoder: Any = self.visual_encoder
+        depth = len(encoder.blocks)
+        block = re.match(r"visual_encoder\.blocks\.(\d+)\.", name)
+        return rate ** (depth - int(block.group(1)) if block else depth + 1)
 
     def before_training(self, **kwargs: Any) -> None:
         """Hook of LAVIS, called once before training."""

@@ -13,10 +13,10 @@ E similarity width, L text tokens, H LLM width; *_all are over all processes.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,34 +24,43 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from lavis.common import dist_utils
-from lavis.common.checkpoint import load_checkpoint_file
 from lavis.common.config import ConfigError
 from lavis.common.modalities import modality_of
 from lavis.common.registry import registry
 from lavis.common.seeding import shared_rng
 from lavis.models import losses, parts
 from lavis.models.base_model import BaseModel, Losses
-from lavis.models.captioner import Captioner
+from lavis.models.captioner import Captioner, as_list
+from lavis.models.checkpoints import Weights
 from lavis.models.encoding import Encoding
 from lavis.models.language import LanguageModel
 from lavis.models.modality import LOSS_NAMES, Branch, Modality
 from lavis.models.modality_lora import ModalityRouter
 from lavis.models.qformer import EncoderTokens, KeyValue, QFormer
-from lavis.models.weights import KeyMap, LoadReport, load_into
 
 logger = logging.getLogger(__name__)
 
-BASE_PARTS = ("Qformer", "visual_encoder", "point_encoder")  # even trainable, these want weights to start from
+
+class Looked(NamedTuple):
+    """What the query pass gives: outputs [B, Q, D], the encoder tokens, the query embeddings [B, Q, D], keys and values."""
+
+    hidden: Tensor
+    tokens: EncoderTokens
+    queries: Tensor
+    cache: list[KeyValue]
 
 
-class Blip2Base(Encoding, Captioner, BaseModel):
+class Blip2Base(Encoding, Captioner, Weights, BaseModel):
     """Encoder, Q-Former, one branch per modality, and an LLM when some row has an `llm` loss."""
 
     llm_kind: str | None = None  # "opt", "t5" or None: which config keys name the LLM, and its published prefix
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg = copy.deepcopy(cfg)
+        parts.expand_paths(self.cfg)
+        parts.check_files(self.cfg)
+        cfg = self.cfg
         self.bases: dict[str, str] = {}  # part -> file that its frozen weights came from
         self.rows = {name: Modality.from_config(name, row) for name, row in self.modality_rows(cfg).items()}
         self.router = ModalityRouter(self.rows)
@@ -66,7 +75,7 @@ class Blip2Base(Encoding, Captioner, BaseModel):
     @classmethod
     def from_config(cls, cfg: DictConfig) -> Blip2Base:
         model = cls(cfg)
-        model.load_checkpoint_from_config(cfg)
+        model.load_checkpoint_from_config(model.cfg)
         return model
 
     @classmethod
@@ -106,10 +115,17 @@ class Blip2Base(Encoding, Captioner, BaseModel):
     def load_parts(self) -> None:
         """Weights of the parts that files of their own give: encoders, BERT under the Q-Former, the LLM."""
         self.load_encoders()
-        self._loaded |= {f"Qformer.{name}" for name in parts.load_bert(self.Qformer, self.cfg.bert_path)}
+        self.load_bert("Qformer")
         if self.llm is not None and not self.llm.is_random:
             self.bases["llm"] = parts.llm_source(self.cfg, self.llm_kind)
             self._loaded |= {f"llm.{name}" for name, _ in self.llm.named_parameters()}
+
+    def load_bert(self, part: str) -> None:
+        """Start a Q-Former from BERT, where bert_path has weights."""
+        loaded = parts.load_bert(getattr(self, part), self.cfg.bert_path)
+        self._loaded |= {f"{part}.{name}" for name in loaded}
+        if loaded:
+            self.bases["bert"] = self.cfg.bert_path
 
     def setup_training(self) -> None:
         """Freeze as published: the encoders when asked, the LLM always."""
@@ -118,6 +134,10 @@ class Blip2Base(Encoding, Captioner, BaseModel):
             self.llm.requires_grad_(False)
             if not self.cfg.llm_dropout:
                 self.lock_eval(self.llm)
+            if self.cfg.llm_grad_checkpoint and not self.cfg.llm_dropout:
+                raise ConfigError(
+                    "model.llm_grad_checkpoint needs llm_dropout: true (Hugging Face recomputes in train mode only)"
+                )
             if self.cfg.llm_grad_checkpoint:
                 self.llm.enable_checkpointing(self.router.checkpoint_contexts)
 
@@ -125,52 +145,6 @@ class Blip2Base(Encoding, Captioner, BaseModel):
         """No gradients, and eval mode for good."""
         module.requires_grad_(False)
         self.lock_eval(module)
-
-    # -- weights ------------------------------------------------------------------------------------------------------------
-    @property
-    def key_map(self) -> KeyMap:
-        return KeyMap(self.rows.values(), llm=self.llm_kind or "opt")
-
-    def load_checkpoint_from_config(self, cfg: DictConfig) -> None:
-        """`finetuned` when load_finetuned, else `pretrained` when load_pretrained."""
-        for kind in ("finetuned", "pretrained"):
-            if cfg[f"load_{kind}"]:
-                if cfg[kind] is None:
-                    raise ConfigError(f"model.load_{kind} is true, but model.{kind} names no file")
-                self.load_checkpoint(cfg[kind])
-                return
-
-    def load_checkpoint(self, path: str | Path | Mapping[str, Any]) -> LoadReport:
-        """Load a file, or a state already read, in our layout, RegionBLIP's or LAVIS BLIP-2's (recognised by its keys).
-
-        ValueError: unknown layout, other sizes. Returns a report; keys without a place are listed, not fatal.
-        """
-        content = load_checkpoint_file(path) if isinstance(path, str | Path) else path
-        state = content.get("model", content)
-        layout, renamed = self.key_map.rename(state)
-        report = load_into(self, renamed, layout=layout, loaded_before=self._loaded)
-        if not report.loaded:
-            raise ValueError(f"nothing in {path if isinstance(path, str | Path) else 'the state'} fits this model: {report}")
-        self._loaded |= set(report.loaded)
-        logger.info("%s: %s", path if isinstance(path, str | Path) else "state", report)
-        return report
-
-    def random_parts(self) -> list[str]:
-        def part_of(name: str) -> str:
-            return ".".join(name.split(".")[: 2 if name.startswith("branches.") else 1])
-
-        loaded_parts = {part_of(name) for name in self._loaded}
-        random = set()
-        for name, parameter in self.named_parameters():
-            if ".lora_" not in name and name not in self._loaded:
-                part = part_of(name)
-                base_from_nowhere = part.startswith(BASE_PARTS) and part not in loaded_parts
-                if base_from_nowhere or not parameter.requires_grad:
-                    random.add(part)
-        return sorted(random)
-
-    def frozen_bases(self) -> dict[str, dict[str, str]]:
-        return {part: {"path": str(path), "sha256": parts.source_hash(path)} for part, path in self.bases.items()}
 
     # -- the one path ---------------------------------------------------------------------------------------------------------
     def row_of(self, samples: Mapping[str, Any]) -> Modality:
@@ -217,31 +191,29 @@ class Blip2Base(Encoding, Captioner, BaseModel):
         """The Q-Former that serves a row."""
         return getattr(self, row.qformer)
 
+    def look(self, samples: Mapping[str, Any], row: Modality) -> Looked:
+        """Encode a batch and let its queries look at it."""
+        tokens = self.encode(samples, row)
+        queries = self.queries(samples, row, tokens.rows)
+        hidden, cache = self.qformer_of(row).query_pass(queries, tokens)
+        return Looked(hidden, tokens, queries, cache)
+
     def forward(self, samples: Mapping[str, Any]) -> Losses:
         """Losses of a batch; those that do not apply to its modality are zero. Weights of the row are included."""
         row = self.row_of(samples)
         if samples.get("text_input") is None:
             raise ValueError("training needs samples['text_input'], a list of texts")
         with self.router.route(row.name):
-            tokens = self.encode(samples, row)
-            queries = self.queries(samples, row, tokens.rows)
-            hidden, cache = self.qformer_of(row).query_pass(queries, tokens)
-            found = self._losses(samples, row, tokens, hidden, cache)
+            found = self._losses(samples, row, self.look(samples, row))
         zero = torch.zeros((), device=self.device)
         weighted = {name: found[name] * row.weight(name) if name in found else zero for name in LOSS_NAMES}
         total = torch.stack([weighted[name] for name in found]).sum() if found else zero
         return Losses(loss=total, **{f"loss_{name}": value for name, value in weighted.items()})
 
-    def _losses(
-        self,
-        samples: Mapping[str, Any],
-        row: Modality,
-        tokens: EncoderTokens,
-        hidden: Tensor,
-        cache: list[KeyValue],
-    ) -> dict[str, Tensor]:
+    def _losses(self, samples: Mapping[str, Any], row: Modality, looked: Looked) -> dict[str, Tensor]:
         """Unweighted losses of the row."""
-        texts, branch = list(samples["text_input"]), self.branch(row.name)
+        hidden, tokens, _, cache = looked
+        texts, branch = as_list(samples["text_input"]), self.branch(row.name)
         if len(texts) != tokens.rows:
             raise ValueError(f"{len(texts)} texts for {tokens.rows} rows")
         found: dict[str, Tensor] = {}
@@ -249,20 +221,24 @@ class Blip2Base(Encoding, Captioner, BaseModel):
             ids, mask = self.tokenize(texts)
         if row.weight("itc") or row.weight("itm"):
             sim_i2t, sim_t2i = self.similarities(row, hidden, ids, mask)
+            same = self.same_image(samples)
             if row.weight("itc"):
-                found["itc"] = losses.contrastive(sim_i2t, sim_t2i, self.temp, self.soft_targets(samples))
+                targets = None if same is None else losses.soft_targets(same)
+                found["itc"] = losses.contrastive(sim_i2t, sim_t2i, self.temp, targets)
             if row.weight("itm"):
-                found["itm"] = self.itm_loss(row, sim_i2t.detach() / self.temp.detach(), tokens, ids, mask)
+                found["itm"] = self.itm_loss(
+                    row, sim_i2t.detach() / self.temp.detach(), tokens, ids, mask, self.same_image(samples)
+                )
         if row.weight("lm"):
             found["lm"] = self.lm_loss(row, ids, mask, cache)
         if row.weight("llm"):
             assert self.llm is not None and branch.llm_proj is not None, "setup_branches refuses an llm loss without an LLM"
-            prompts = [row.prompt] * len(texts)
+            prompts = [self.default_prompt(row)] * len(texts)
             found["llm"] = global_mean(self.llm.loss(branch.llm_proj(hidden), prompts=prompts, targets=texts))
         if row.weight("reg") and branch.region is not None:
             position = self.position(samples, row)
             assert position is not None
-            found["reg"] = branch.region.loss(hidden, position)
+            found["reg"] = global_row_mean(branch.region.loss(hidden, position), len(texts))
         return found
 
     # -- the losses of stage 1 ---------------------------------------------------------------------------------------------
@@ -287,25 +263,30 @@ class Blip2Base(Encoding, Captioner, BaseModel):
             losses.query_text_similarity(visual_all.detach(), text_all).t(),
         )
 
-    def soft_targets(self, samples: Mapping[str, Any]) -> Tensor | None:
-        """LAVIS' soft ITC targets for texts of one image, when the config asks for them."""
+    def same_image(self, samples: Mapping[str, Any]) -> Tensor | None:
+        """LAVIS' reading of image ids, when the config asks for it: which rows of all are of one image [B_all, B_all]."""
         if not self.cfg.soft_targets or samples.get("image_id") is None:
             return None
         ids = [key for part in dist_utils.all_gather_objects(list(map(str, samples["image_id"]))) for key in part]
         number = {key: i for i, key in enumerate(dict.fromkeys(ids))}
-        return losses.soft_targets_from_ids(torch.tensor([number[key] for key in ids], device=self.device))
+        numbers = torch.tensor([number[key] for key in ids], device=self.device)
+        return numbers[:, None] == numbers[None, :]
 
-    def itm_loss(self, row: Modality, logits: Tensor, tokens: EncoderTokens, ids: Tensor, mask: Tensor) -> Tensor:
+    def itm_loss(
+        self, row: Modality, logits: Tensor, tokens: EncoderTokens, ids: Tensor, mask: Tensor, same: Tensor | None = None
+    ) -> Tensor:
         """ITM on (text, image), (text, hard negative image), (hard negative text, image); logits [B_all, B_all] image x text.
 
-        Zero for a global batch of one, which has no negative.
+        `same` [B_all, B_all] marks rows of one image, which are no negatives. Zero for a batch that has no negative.
         """
         rows, device = len(ids), ids.device
-        if len(logits) == 1:
+        if len(logits) == 1 or (same is not None and bool(same.all())):
             return torch.zeros((), device=device)
         with shared_rng(), torch.no_grad():
-            image_for_text = losses.draw_negatives(losses.negative_weights(logits.t(), floor=self.cfg.itm_floor))
-            text_for_image = losses.draw_negatives(losses.negative_weights(logits, floor=self.cfg.itm_floor))
+            image_for_text, text_for_image = (
+                losses.draw_negatives(losses.negative_weights(scores, floor=self.cfg.itm_floor, positives=same))
+                for scores in (logits.t(), logits)
+            )
         owner = dist_utils.gather_with_grad(torch.full((rows,), float(dist_utils.get_rank()), device=device))
         own = (owner == dist_utils.get_rank()).nonzero().squeeze(1)
         ids_all, mask_all = (self._gather_padded(t) for t in (ids, mask))
@@ -316,7 +297,7 @@ class Blip2Base(Encoding, Captioner, BaseModel):
         joint_mask = torch.cat([mask_all[own], mask_all[own], mask_all[other_text]])
         queries = self.branch(row.name).query_tokens.expand(3 * rows, -1, -1)
         hidden = self.qformer_of(row).joint_pass(queries, joint_ids, joint_mask, pairs)
-        return losses.matching(self.itm_head(hidden[:, : queries.shape[1]]).mean(dim=1), rows)
+        return global_row_mean(losses.matching(self.itm_head(hidden[:, : queries.shape[1]]).mean(dim=1), rows), rows)
 
     def _gather_padded(self, ids: Tensor) -> Tensor:
         """Token ids or masks of all processes [B_all, L], padded with 0 to max_txt_len where processes differ."""
@@ -342,8 +323,14 @@ class Blip2Base(Encoding, Captioner, BaseModel):
 
 def global_mean(loss: losses.TokenLoss) -> Tensor:
     """A token loss over the token count of all processes, scaled so that averaging over processes gives the global mean."""
-    count = dist_utils.all_reduce_sum(loss.count.clone())
+    count = dist_utils.all_reduce_sum(loss.count)
     return loss.total * dist_utils.get_world_size() / count.clamp(min=1)
+
+
+def global_row_mean(local_mean: Tensor, rows: int) -> Tensor:
+    """A mean over this process's rows as its share of the mean over all rows, where processes hold different numbers."""
+    everywhere = dist_utils.all_reduce_sum(torch.tensor(float(rows), device=local_mean.device))
+    return local_mean * rows * dist_utils.get_world_size() / everywhere
 
 
 @registry.register_model("blip2")
@@ -357,7 +344,9 @@ class Blip2Qformer(Blip2Base):
 class Blip2OPT(Blip2Base):
     """BLIP-2 stage 2 with a frozen causal LLM."""
 
-    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_opt2.7b": "configs/models/blip2_opt.yaml"}
+    PRETRAINED_MODEL_CONFIG_DICT = dict.fromkeys(
+        ("pretrain_opt2.7b", "pretrain_opt6.7b", "caption_coco_opt2.7b", "caption_coco_opt6.7b"), "configs/models/blip2_opt.yaml"
+    )
     llm_kind = "opt"
 
 
@@ -365,5 +354,7 @@ class Blip2OPT(Blip2Base):
 class Blip2T5(Blip2Base):
     """BLIP-2 stage 2 with a frozen T5."""
 
-    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_flant5xl": "configs/models/blip2_t5.yaml"}
+    PRETRAINED_MODEL_CONFIG_DICT = dict.fromkeys(
+        ("pretrain_flant5xl", "pretrain_flant5xxl", "caption_coco_flant5xl"), "configs/models/blip2_t5.yaml"
+    )
     llm_kind = "t5"

@@ -18,7 +18,6 @@ from lavis.models.language import Decoding
 from lavis.models.language.beam import decode
 from lavis.models.losses import query_text_similarity
 from lavis.models.outputs import BlipOutputFeatures
-from lavis.models.qformer import EncoderTokens
 from lavis.processors import load_processor
 
 if TYPE_CHECKING:
@@ -31,17 +30,15 @@ logger = logging.getLogger(__name__)
 FEATURE_MODES = ("multimodal", "image", "text")
 
 
+def as_list(texts: str | Sequence[str]) -> list[str]:
+    """One text, or several, as a list."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
 class Captioner:
     """Inference half of `Blip2Base`."""
 
     ignores_prompts = False  # True: samples["prompt"] has no effect (published RegionBLIP with T5)
-
-    def visual_hidden(self: Any, samples: Mapping[str, Any], row: Modality) -> tuple[Tensor, EncoderTokens, Tensor]:
-        """Query outputs [B, Q, D], the encoder tokens and the query embeddings of a batch."""
-        tokens = self.encode(samples, row)
-        queries = self.queries(samples, row, tokens.rows)
-        hidden, _ = self.qformer_of(row).query_pass(queries, tokens)
-        return hidden, tokens, queries
 
     @torch.no_grad()
     def generate(
@@ -72,16 +69,19 @@ class Captioner:
         with self.router.route(row.name):
             if self.llm is None:
                 return self._generate_by_qformer(samples, row, decoding)
-            hidden, _, _ = self.visual_hidden(samples, row)
-            prefix = self.branch(row.name).llm_proj(hidden)
+            prefix = self.branch(row.name).llm_proj(self.look(samples, row).hidden)
             prompts = self._prompts(samples, row, len(prefix))
             return self.llm.generate(prefix, prompts=prompts, decoding=decoding)
+
+    def default_prompt(self: Any, row: Modality) -> str:
+        """What the language model is told of a row when nobody says otherwise, in training as in evaluation (for T5)."""
+        return row.prompt if self.ignores_prompts else (self.cfg.prompt or row.prompt)
 
     def _prompts(self: Any, samples: Mapping[str, Any], row: Modality, rows: int) -> list[str]:
         """The prompt of every row: from the samples, else from the config, else the row's own."""
         prompt = samples.get("prompt")
         if prompt is None or self.ignores_prompts:
-            prompt = self.cfg.prompt or row.prompt
+            prompt = self.default_prompt(row)
         prompts = [prompt] * rows if isinstance(prompt, str) else list(prompt)
         if len(prompts) != rows:
             raise ValueError(f"{len(prompts)} prompts for {rows} rows")
@@ -90,16 +90,15 @@ class Captioner:
     def _generate_by_qformer(self: Any, samples: Mapping[str, Any], row: Modality, decoding: Decoding) -> list[str]:
         """Stage 1 has no LLM: the Q-Former writes the caption itself, from `[DEC]` to `[SEP]`."""
         qformer, tokenizer = self.qformer_of(row), self.tokenizer
-        tokens = self.encode(samples, row)
-        _, cache = qformer.query_pass(self.queries(samples, row, tokens.rows), tokens)
+        looked = self.look(samples, row)
         copies = decoding.num_captions if decoding.use_nucleus_sampling else decoding.num_beams
-        past = [type(kv)(*(t.repeat_interleave(copies, dim=0) for t in kv)) for kv in cache]
+        past = [type(kv)(*(t.repeat_interleave(copies, dim=0) for t in kv)) for kv in looked.cache]
 
         def step(ids: Tensor, origin: Tensor | None) -> Tensor:
             return qformer.lm_logits(qformer.lm_pass(ids, torch.ones_like(ids), past)[:, -1])
 
         decoded = decode(
-            step, rows=tokens.rows, start=tokenizer.bos_token_id, eos=[tokenizer.sep_token_id], pad=tokenizer.pad_token_id,
+            step, rows=len(looked.hidden), start=tokenizer.bos_token_id, eos=[tokenizer.sep_token_id], pad=tokenizer.pad_token_id,
             max_length=decoding.max_length, decoding=decoding, device=self.device,
         )  # fmt: skip
         return tokenizer.batch_decode(decoded.sequences, skip_special_tokens=True)
@@ -127,8 +126,7 @@ class Captioner:
             raise ValueError(f"inference_method {inference_method!r} is unknown; accepted: generate")
         if self.llm is None:
             raise ValueError("answers need a language model; this arch has none")
-        questions = samples["text_input"]
-        questions = [questions] if isinstance(questions, str) else list(questions)
+        questions = as_list(samples["text_input"])
         prompts = [prompt.format(question) if prompt else question for question in questions]
         decoding = Decoding(
             num_beams=num_beams, max_new_tokens=max_len, min_length=min_len,
@@ -136,7 +134,9 @@ class Captioner:
         )  # fmt: skip
         row = self.row_of(samples)
         with self.router.route(row.name):
-            hidden, _, _ = self.visual_hidden(samples, row)
+            hidden = self.look(samples, row).hidden
+            if len(prompts) != len(hidden):
+                raise ValueError(f"{len(prompts)} questions for {len(hidden)} rows")
             return self.llm.generate(self.branch(row.name).llm_proj(hidden), prompts=prompts, decoding=decoding)
 
     @torch.no_grad()
@@ -151,12 +151,12 @@ class Captioner:
             if mode != "image":
                 if samples.get("text_input") is None:
                     raise ValueError(f"mode {mode!r} needs samples['text_input']")
-                ids, mask = self.tokenize(list(samples["text_input"]))
+                ids, mask = self.tokenize(as_list(samples["text_input"]))
             if mode == "text":
                 out.text_embeds = qformer.text_pass(ids, mask)
                 out.text_embeds_proj = F.normalize(self.text_proj(out.text_embeds), dim=-1)
                 return out
-            hidden, tokens, queries = self.visual_hidden(samples, row)
+            hidden, tokens, queries, _ = self.look(samples, row)
             if mode == "image":
                 out.image_embeds = hidden
                 out.image_embeds_proj = F.normalize(self.branch(row.name).itc_proj(hidden), dim=-1)
@@ -217,6 +217,6 @@ class Captioner:
             sentences = [template.format(name) for name in classnames for template in templates]
             features = self.text_features(row, *self.tokenize(sentences)).view(len(classnames), len(templates), -1)
             classes = F.normalize(features.mean(dim=1), dim=-1)
-            hidden, _, _ = self.visual_hidden(samples, row)
+            hidden = self.look(samples, row).hidden
             visual = F.normalize(self.branch(row.name).itc_proj(hidden), dim=-1)
         return query_text_similarity(visual, classes)

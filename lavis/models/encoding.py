@@ -15,23 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lavis.common.config import ConfigError
 from lavis.models import parts
 from lavis.models.modality import Modality
 from lavis.models.qformer import EncoderTokens
-
-ENCODERS = ("image", "pointcloud")
 
 
 class Encoding:
     """Mixed into `Blip2Base`."""
 
     def setup_encoders(self: Any) -> None:
-        """Build the encoders that the rows name; ConfigError for an unknown one."""
+        """Build the encoders that the rows name."""
         read = {row.encoder for row in self.rows.values()}
-        for row in self.rows.values():
-            if row.encoder not in ENCODERS:
-                raise ConfigError(f"modalities.{row.name}.encoder is {row.encoder!r}; accepted: {', '.join(ENCODERS)}")
         if "image" in read:
             self.visual_encoder = parts.build_vit(self.cfg)
             self.ln_vision = nn.LayerNorm(self.cfg.vit.embed_dim)

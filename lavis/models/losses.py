@@ -27,14 +27,15 @@ class TokenLoss:
 
 def token_cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> TokenLoss:
     """Summed cross entropy of logits [B, S, V] at labels [B, S] (`IGNORE` is left out), in float32."""
-    keep = labels != IGNORE
-    total = F.cross_entropy(logits[keep].float(), labels[keep], reduction="sum", label_smoothing=label_smoothing)
-    return TokenLoss(total, keep.sum())
+    flat, targets = logits.flatten(0, -2).float(), labels.flatten()
+    total = F.cross_entropy(flat, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
+    return TokenLoss(total, (targets != IGNORE).sum())
 
 
 def query_text_similarity(queries: Tensor, texts: Tensor) -> Tensor:
-    """Cosine of every picture's best query with every text: [B, Q, E] and [B', E], both normalised -> [B, B']."""
-    return torch.einsum("bqe,te->btq", queries, texts).max(dim=-1).values
+    """Cosine of every picture's best query with every text: [B, Q, E] and [B', E], both normalised -> [B, B'], in float32."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return torch.einsum("bqe,te->btq", queries.float(), texts.float()).max(dim=-1).values
 
 
 def contrastive(sim_i2t: Tensor, sim_t2i: Tensor, temperature: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -51,10 +52,10 @@ def contrastive(sim_i2t: Tensor, sim_t2i: Tensor, temperature: Tensor, targets: 
     return (parts[0] + parts[1]) / 2
 
 
-def soft_targets_from_ids(ids: Tensor) -> Tensor:
-    """LAVIS' soft targets for rows that share an image id [B] -> [B, B]: 0.9 spread over equal ids, 0.1 over all."""
-    same = (ids[:, None] == ids[None, :]).float()
-    return (1 - LABEL_SMOOTHING) * same / same.sum(dim=1, keepdim=True) + LABEL_SMOOTHING / len(ids)
+def soft_targets(same: Tensor) -> Tensor:
+    """LAVIS' soft targets from which rows are of one image, bool [B, B]: 0.9 spread over those, 0.1 over all."""
+    share = same.float() / same.sum(dim=1, keepdim=True)
+    return (1 - LABEL_SMOOTHING) * share + LABEL_SMOOTHING / len(same)
 
 
 def negative_weights(logits: Tensor, *, floor: float, positives: Tensor | None = None) -> Tensor:

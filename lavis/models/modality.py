@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from lavis.common.config import ConfigError
 from lavis.models.region import REGION_KINDS, RegionPosition
 
+ENCODERS = ("image", "pointcloud")
+QFORMERS = ("Qformer", "Qformer_pc")
 LOSS_NAMES = ("itc", "itm", "lm", "llm", "reg")
 
 
@@ -50,6 +52,9 @@ class Modality:
                 raise ConfigError(f"modalities.{name}.losses.{loss} is unknown; losses are {', '.join(LOSS_NAMES)}")
         if row.get("region") is not None and row["region"] not in REGION_KINDS:
             raise ConfigError(f"modalities.{name}.region is {row['region']!r}; accepted: {', '.join(REGION_KINDS)}")
+        for key, accepted_names in (("encoder", ENCODERS), ("qformer", QFORMERS)):
+            if row.get(key) is not None and row[key] not in accepted_names:
+                raise ConfigError(f"modalities.{name}.{key} is {row[key]!r}; accepted: {', '.join(accepted_names)}")
         values = {key: value for key, value in row.items() if value is not None}
         values["losses"] = dict(row.get("losses") or {})
         values.setdefault("suffix", name)
@@ -82,8 +87,6 @@ class Branch(nn.Module):
     def queries(self, batch: int, position: Tensor | None, *, use_position: bool = True) -> Tensor:
         """The queries of a batch [B, Q, D]: learned tokens, plus the region's position where the row has one."""
         tokens = self.query_tokens.expand(batch, -1, -1)
-        if self.region is None or not use_position:
+        if self.region is None or position is None or not use_position:
             return tokens
-        if position is None:
-            raise ValueError(f"modality {self.row.name!r} needs samples[{self.region.key!r}]")
         return tokens + self.region.embed(position).unsqueeze(1)

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import loralib
 import torch
@@ -26,33 +28,39 @@ from torch import Tensor, nn
 class ModalityRouter:
     """Names the modality whose adapters are live. One router serves all adapted layers of a model.
 
-    The live modality is a plain attribute and not a context variable: backward of a checkpointed block runs in another thread
-    and must see it too (see `checkpoint_contexts`).
+    The live modality belongs to the thread, so that two threads can serve two modalities of one model. Backward of a
+    checkpointed block runs in another thread and enters the route of its forward pass again (see `checkpoint_contexts`).
     """
 
     def __init__(self, modalities: Iterable[str]) -> None:
         self.modalities = tuple(modalities)
-        self._live: str | None = None
+        self._thread = threading.local()
 
     @property
     def live(self) -> str | None:
         """The live modality, or None outside any route."""
-        return self._live
+        return getattr(self._thread, "live", None)
 
     @contextlib.contextmanager
     def route(self, modality: str) -> Iterator[None]:
         """Make the adapters of `modality` live inside the block; routes nest."""
         if modality not in self.modalities:
             raise ValueError(f"unknown modality {modality!r}; this model adapts {', '.join(self.modalities)}")
-        before, self._live = self._live, modality
+        before, self._thread.live = self.live, modality
         try:
             yield
         finally:
-            self._live = before
+            self._thread.live = before
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"modalities": self.modalities}  # no route is live in a copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["modalities"])  # type: ignore[misc]
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """`context_fn` for `torch.utils.checkpoint(use_reentrant=False)`: recompute under the modality of the forward pass."""
-        live = self._live
+        live = self.live
         recompute = self.route(live) if live is not None else contextlib.nullcontext()
         return contextlib.nullcontext(), recompute
 

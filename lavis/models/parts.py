@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,27 +12,19 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import BertConfig, BertTokenizer
+from transformers.utils import cached_file
 
 from lavis.common.checkpoint import file_hash, load_checkpoint_file
 from lavis.common.config import ConfigError
+from lavis.common.paths import resolve
+from lavis.common.precision import PRECISIONS, frozen_dtype
 from lavis.models.encoders.eva_vit import EvaViT, fit_eva_state_dict
 from lavis.models.encoders.point_bert import PointBert, fit_point_bert_state_dict
 from lavis.models.language import CausalLM, LanguageModel, Seq2SeqLM
 from lavis.models.qformer import QFormer
 from lavis.models.weights import load_into
 
-PRECISIONS = {
-    "fp32": torch.float32, "float": torch.float32, "float32": torch.float32,
-    "fp16": torch.float16, "float16": torch.float16,
-    "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
-}  # fmt: skip
-
-
-def frozen_dtype(name: str, key: str) -> torch.dtype:
-    """The type for frozen weights that a config key asks for: float32 where there is no GPU. ConfigError on an unknown name."""
-    if name not in PRECISIONS:
-        raise ConfigError(f"{key} is {name!r}; accepted: {', '.join(PRECISIONS)}")
-    return PRECISIONS[name] if torch.cuda.is_available() else torch.float32
+logger = logging.getLogger(__name__)
 
 
 def bert_tokenizer(bert_path: str) -> BertTokenizer:
@@ -52,8 +46,8 @@ def build_vit(cfg: DictConfig) -> EvaViT:
     vit = cfg.vit
     if vit.vit_model != "eva_clip_g":
         raise ConfigError(f"model.vit.vit_model is {vit.vit_model!r}; accepted: eva_clip_g")
-    if not cfg.freeze_vit and frozen_dtype(vit.vit_precision, "model.vit.vit_precision") == torch.float16:
-        raise ConfigError("model.freeze_vit is false, but vit_precision is fp16: gradients of fp16 weights cannot be scaled")
+    if not cfg.freeze_vit and frozen_dtype(vit.vit_precision, "model.vit.vit_precision") != torch.float32:
+        raise ConfigError(f"model.freeze_vit is false, but vit_precision is {vit.vit_precision}; trained weights need fp32")
     model = EvaViT(
         img_size=vit.img_size,
         patch_size=vit.patch_size,
@@ -92,7 +86,7 @@ def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], path: str, *,
     report = load_into(encoder, state, layout=layout)
     if report.missing:
         first = next(iter(report.missing))
-        raise ValueError(f"{path} lacks {len(report.missing)} tensors of the {type(encoder).__name__}, the first: {first}")
+        raise ConfigError(f"{path} lacks {len(report.missing)} tensors of the {type(encoder).__name__}, the first: {first}")
     return report.loaded
 
 
@@ -109,10 +103,8 @@ def load_bert(qformer: QFormer, bert_path: str) -> list[str]:
     Embedding and bias rows beyond the file's vocabulary (`[DEC]`) keep their initial values; the query feed-forwards start from
     the text feed-forwards.
     """
-    file = next(
-        (f for name in ("model.safetensors", "pytorch_model.bin") if (f := Path(bert_path) / name).exists()),
-        None,
-    )
+    folder = source_folder(bert_path)
+    file = next((f for name in ("model.safetensors", "pytorch_model.bin") if (f := folder / name).exists()), None)
     if file is None:
         return []
     own = qformer.state_dict(keep_vars=True)
@@ -125,7 +117,7 @@ def load_bert(qformer: QFormer, bert_path: str) -> list[str]:
                 own[name][: len(tensor)].copy_(tensor)
                 loaded.append(name)
     if not loaded:
-        raise ValueError(f"{file} holds no weights that fit the Q-Former of {bert_path}")
+        raise ConfigError(f"{file} holds no weights that fit the Q-Former of {bert_path}")
     qformer.queries_from_text_ffn()
     return loaded
 
@@ -147,18 +139,63 @@ def build_llm(cfg: DictConfig, kind: str) -> LanguageModel:
     source = llm_source(cfg, kind)
     if kind == "t5":
         precision = cfg.get("t5_precision") or cfg.llm_precision
+        if PRECISIONS.get(precision) == torch.float16:
+            raise ConfigError(f"model.t5_precision is {precision}: T5 overflows in float16; accepted: bfloat16, float32")
         return Seq2SeqLM(source, max_txt_len=cfg.max_txt_len, dtype=frozen_dtype(precision, "model.t5_precision"))
     dtype = frozen_dtype(cfg.llm_precision, "model.llm_precision")
     return CausalLM(source, max_txt_len=cfg.max_txt_len, dtype=dtype, prompt=cfg.prompt or "")
 
 
-def source_hash(path: str) -> str:
-    """sha256 of a file, or of the hashes of a folder's weight files; empty when nothing is there to hash."""
-    source = Path(path)
-    if source.is_file():
-        return file_hash(source)
-    digest = hashlib.sha256()
-    files = sorted(f for pattern in ("*.safetensors", "pytorch_model*.bin") for f in source.glob(pattern))
-    for file in files:
-        digest.update(f"{file.name}:{file_hash(file)}\n".encode())
-    return digest.hexdigest() if files else ""
+PATH_KEYS = ("bert_path", "opt_model", "t5_model", "pretrained", "finetuned", "blip2_pretrain")
+
+
+def expand_paths(cfg: DictConfig) -> None:
+    """Expand ~ and environment variables in every path of a model config, in place."""
+    for node, keys in ((cfg, PATH_KEYS), (cfg.get("vit"), ("pretrained",)), (cfg.get("pointbert"), ("pretrained",))):
+        for key in keys:
+            if node is not None and node.get(key):
+                node[key] = str(resolve(node[key]))
+
+
+def check_files(cfg: DictConfig) -> None:
+    """ConfigError for the first weight file that a model config names and that is not there."""
+    named = {f"model.{kind}": cfg.get(kind) for kind in ("finetuned", "pretrained") if cfg.get(f"load_{kind}")}
+    if cfg.get("load_blip2_pretrain"):
+        named["model.blip2_pretrain"] = cfg.blip2_pretrain
+    for part in ("vit", "pointbert"):
+        if cfg.get(part) is not None and cfg[part].pretrained:
+            named[f"model.{part}.pretrained"] = cfg[part].pretrained
+    for key, path in named.items():
+        if not path:
+            raise ConfigError(f"{key} names no file, but its load flag is true")
+        if not resolve(path).is_file():
+            raise ConfigError(f"{key}: no file {path}")
+    for kind in ("finetuned", "pretrained", "blip2_pretrain"):
+        if cfg.get(kind) and not cfg.get(f"load_{kind}"):
+            logger.warning("model.%s names %s, but model.load_%s is false: the file is not read", kind, cfg[kind], kind)
+    if cfg.get("regions_from_image") and not cfg.get("load_blip2_pretrain"):
+        raise ConfigError("model.regions_from_image needs model.load_blip2_pretrain: true")
+
+
+def source_folder(source: str) -> Path:
+    """The folder of a Hugging Face source: itself, or the snapshot in the local cache that a name stands for."""
+    if Path(source).is_dir():
+        return Path(source)
+    config = cached_file(source, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return Path(config).parent if config else Path(source)
+
+
+def source_hash(source: str) -> str:
+    """sha256 of a file, or of the hashes of a folder's weight files; empty when there are none."""
+    path = Path(source) if Path(source).is_file() else source_folder(source)
+    if path.is_file():
+        return _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
+    files = sorted(f for pattern in ("*.safetensors", "pytorch_model*.bin") for f in path.glob(pattern))
+    lines = [f"{file.name}:{_file_hash(file, file.stat().st_mtime_ns, file.stat().st_size)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if files else ""
+
+
+@functools.lru_cache(maxsize=256)
+def _file_hash(path: Path, modified: int, size: int) -> str:
+    """sha256 of a file, computed once as long as it stays as it is."""
+    return file_hash(path)

@@ -38,13 +38,10 @@ class RegionPosition(nn.Module):
 
     def embed(self, position: Tensor) -> Tensor:
         """Position of a region -> [B, D], to be added to every query."""
-        return self.posembed(self.flatten(position))
+        with torch.autocast(position.device.type, enabled=False):  # bfloat16 would round coordinates to 1/256
+            return self.posembed(self.flatten(position))
 
     def loss(self, hidden: Tensor, position: Tensor) -> Tensor:
         """Mean L1 between the head's reading of the query outputs [B, Q, D] and the position."""
-        return F.l1_loss(self.reg(hidden.mean(dim=1)), self.flatten(position))
-
-
-def no_region_loss(like: Tensor) -> Tensor:
-    """The regression loss of a modality without regions: a constant zero."""
-    return torch.zeros((), device=like.device)
+        with torch.autocast(position.device.type, enabled=False):
+            return F.l1_loss(self.reg(hidden.float().mean(dim=1)), self.flatten(position))

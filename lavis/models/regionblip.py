@@ -7,14 +7,12 @@ the BLIP-2 half stays frozen so that image captions stay what they were, and BLI
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from lavis.common.config import ConfigError
 from lavis.common.registry import registry
 from lavis.models import parts
 from lavis.models.blip2 import Blip2Base
@@ -31,20 +29,14 @@ class RegionBLIP(Blip2Base):
 
     IMAGE = "image"  # the modality that BLIP-2 brings
 
-    def __init__(self, cfg: DictConfig) -> None:
-        regression = float(cfg.aux_regloss_weight) if cfg.enable_aux_regloss else 0.0
-        cfg = copy.deepcopy(cfg)  # the caller's config stays as it is
-        for row in filter(None, cfg.modalities.values()):
-            if row.losses.get("reg") is not None:
-                row.losses.reg = row.losses.reg * regression
-        super().__init__(cfg)
-
     @classmethod
     def modality_rows(cls, cfg: DictConfig) -> dict[str, Any]:
-        """Without `enable_pointcloud_qformer`, clouds go through the shared Q-Former."""
+        """The table with the switches applied: weight of the box regression, clouds through the shared Q-Former or their own."""
         rows = super().modality_rows(cfg)
-        if not cfg.enable_pointcloud_qformer:
-            for row in rows.values():
+        for row in rows.values():
+            if row["losses"].get("reg"):
+                row["losses"]["reg"] *= cfg.aux_regloss_weight if cfg.enable_aux_regloss else 0.0
+            if not cfg.enable_pointcloud_qformer:
                 row["qformer"] = "Qformer"
         return rows
 
@@ -56,7 +48,7 @@ class RegionBLIP(Blip2Base):
     def load_parts(self) -> None:
         super().load_parts()
         if hasattr(self, "Qformer_pc"):
-            self._loaded |= {f"Qformer_pc.{name}" for name in parts.load_bert(self.Qformer_pc, self.cfg.bert_path)}
+            self.load_bert("Qformer_pc")
 
     def setup_training(self) -> None:
         super().setup_training()
@@ -90,8 +82,6 @@ class RegionBLIP(Blip2Base):
     def load_checkpoint_from_config(self, cfg: DictConfig) -> None:
         """BLIP-2 first (`load_blip2_pretrain`), then `finetuned` or `pretrained` over it."""
         if cfg.load_blip2_pretrain:
-            if cfg.blip2_pretrain is None:
-                raise ConfigError("model.load_blip2_pretrain is true, but model.blip2_pretrain names no file")
             self.load_checkpoint(cfg.blip2_pretrain)
             self.bases["blip2"] = cfg.blip2_pretrain
             if cfg.regions_from_image:
@@ -115,7 +105,7 @@ class RegionBLIP(Blip2Base):
 class RegionBLIPOPT(RegionBLIP):
     """RegionBLIP with OPT or another causal language model."""
 
-    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_opt2.7b": "configs/models/regionblip_opt.yaml"}
+    PRETRAINED_MODEL_CONFIG_DICT = dict.fromkeys(("pretrain_opt2.7b", "pretrain_opt6.7b"), "configs/models/regionblip_opt.yaml")
     llm_kind = "opt"
 
 
@@ -123,6 +113,6 @@ class RegionBLIPOPT(RegionBLIP):
 class RegionBLIPT5(RegionBLIP):
     """RegionBLIP with Flan-T5. Prompts are those of training, whatever the samples say, as published."""
 
-    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_flant5xl": "configs/models/regionblip_t5.yaml"}
+    PRETRAINED_MODEL_CONFIG_DICT = dict.fromkeys(("pretrain_flant5xl", "pretrain_flant5xxl"), "configs/models/regionblip_t5.yaml")
     llm_kind = "t5"
     ignores_prompts = True

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lavis.common.errors import ConfigError
 from lavis.models.modality import Modality
 
 # Names that hold no weights of their own: ties and constant buffers that other layouts store beside them.
@@ -66,7 +67,7 @@ class KeyMap:
         if keys and all(key.startswith(("llm.", "visual_encoder.", "ln_vision.", "text_proj.")) or key == "temp" for key in keys):
             return "lavis"
         some = ", ".join(sorted(keys)[:4]) or "none"
-        raise ValueError(f"the keys belong to no known checkpoint layout (lavis, regionblip, blip2); first keys: {some}")
+        raise ConfigError(f"the keys belong to no known checkpoint layout (lavis, regionblip, blip2); first keys: {some}")
 
     def to_lavis(self, key: str, layout: str) -> str:
         """Our name of a key of `layout`; a key without a counterpart keeps its name (and is ignored on load)."""
@@ -149,7 +150,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, layout: str, loa
     ]
     if wrong:
         shown = "\n  ".join(wrong[:8]) + ("\n  ..." if len(wrong) > 8 else "")
-        raise ValueError(f"the checkpoint has other sizes than the model ({len(wrong)} tensors):\n  {shown}")
+        raise ConfigError(f"the checkpoint has other sizes than the model ({len(wrong)} tensors):\n  {shown}")
     report = LoadReport(layout=layout)
     with torch.no_grad():
         for name, tensor in state.items():

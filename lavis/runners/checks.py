@@ -22,7 +22,7 @@ AT_LEAST_ONE_OR_NULL = ("max_iters", "iters_per_inner_epoch", "keep_last")
 
 def check_run(run_cfg: Any) -> None:
     """ConfigError for the first value of ``run`` that cannot work, naming what is accepted."""
-    registry.get_runner_class(run_cfg.runner)
+    runner = registry.get_runner_class(run_cfg.runner)
     registry.get_task_class(run_cfg.task)
     registry.get_lr_scheduler_class(run_cfg.lr_sched)
     for key, accepted in CHOICES.items():
@@ -45,15 +45,24 @@ def check_run(run_cfg: Any) -> None:
     if run_cfg.num_workers < 0:
         raise ConfigError(f"run.num_workers must be 0 or more, not {run_cfg.num_workers}")
     SaveFreq.parse(run_cfg.save_freq)
+    if hasattr(runner, "check_run"):
+        runner.check_run(run_cfg)
     resume = run_cfg.resume_ckpt_path
     if resume and resume != "auto" and not resolve(resume).is_file():
         raise ConfigError(f"run.resume_ckpt_path: no file {resume}; accepted: a checkpoint of ours, auto, or null")
 
 
-def check_weight_sources(model: Any, *, allow_random_init: bool) -> None:
-    """Refuse a model of which some part was loaded from nowhere, unless ``model.allow_random_init`` says
-    so."""
-    parts = list(model.random_parts()) if hasattr(model, "random_parts") else []
+def check_model(model_cfg: Any) -> None:
+    """What the model itself can say of its configuration before anything is read or built."""
+    check = getattr(registry.get_model_class(model_cfg.arch), "check_config", None)
+    if check is not None:
+        check(model_cfg)
+
+
+def check_weight_sources(model: Any, *, allow_random_init: bool, for_evaluation: bool = False) -> None:
+    """Refuse a model of which some part was loaded from nowhere (for evaluation: also what training would have
+    learned), unless ``model.allow_random_init`` says so."""
+    parts = list(model.random_parts(for_evaluation=for_evaluation)) if hasattr(model, "random_parts") else []
     if parts and not allow_random_init:
         raise ConfigError(
             f"these parts of the model were loaded from nowhere and hold random weights: {listed(parts)}. Name their files "

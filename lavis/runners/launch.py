@@ -15,10 +15,11 @@ from lavis.common import dist_utils
 from lavis.common.config import Config, ConfigError
 from lavis.common.logger import setup_logging
 from lavis.common.paths import resolve
+from lavis.common.precision import building_for
 from lavis.common.registry import registry
 from lavis.common.seeding import seed_everything
 from lavis.datasets.samples import AnnotationError
-from lavis.runners.checks import check_run, check_weight_sources
+from lavis.runners.checks import check_model, check_run, check_weight_sources
 from lavis.tasks import setup_task
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,11 @@ def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any
     everything checked that can be, then datasets (``splits`` of them) and at last the model built."""
     run = cfg.run_cfg
     device = dist_utils.init_distributed(run)
-    setup_logging(run.output_dir, rank=dist_utils.get_rank())
+    setup_logging(resolve(run.output_dir), rank=dist_utils.get_rank())
     check_run(run)
+    check_model(cfg.model_cfg)
+    if (run.evaluate or config_name != "config") and not run.test_splits:
+        raise ConfigError("run.test_splits is empty: nothing to evaluate")
     seed_everything(int(run.seed))
     task = setup_task(cfg)
     if dist_utils.is_main_process():
@@ -49,8 +53,10 @@ def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any
     cfg.pretty_print()
     logger.info("%d process(es), %s", dist_utils.get_world_size(), device)
     datasets = task.build_datasets(cfg, splits=splits)
-    model = task.build_model(cfg)
-    check_weight_sources(model, allow_random_init=bool(cfg.model_cfg.get("allow_random_init", False)))
+    with building_for(device):
+        model = task.build_model(cfg)
+    allowed = bool(cfg.model_cfg.get("allow_random_init", False))
+    check_weight_sources(model, allow_random_init=allowed, for_evaluation=config_name != "config")
     return registry.get_runner_class(run.runner)(cfg, task=task, model=model, datasets=datasets)
 
 

@@ -17,9 +17,13 @@ class RunnerIter(RunnerBase):
     """An epoch of the loop (schedule, evaluation, checkpoints) is an inner epoch; the data go on from where
     the one before stopped, in as many passes as it takes."""
 
-    def setup_training(self) -> None:
-        if self.run_cfg.max_iters is None:
+    @staticmethod
+    def check_run(run_cfg: Any) -> None:
+        """ConfigError unless the length of the run is given."""
+        if run_cfg.max_iters is None and not run_cfg.evaluate:
             raise ConfigError("run.max_iters is not set; runner_iter needs the number of batches of the whole run")
+
+    def setup_training(self) -> None:
         self._stream: Iterator[tuple[str, Any]] | None = None
         super().setup_training()
 

@@ -59,9 +59,8 @@ class Saver:
         return False
 
     def due_after_epoch(self, epochs_done: int, *, is_last: bool) -> bool:
-        if is_last:
-            return self.save_last
-        return self.freq.unit == "epoch" and epochs_done % int(self.freq.every) == 0
+        due = self.freq.unit == "epoch" and epochs_done % int(self.freq.every) == 0
+        return due or (is_last and self.save_last)
 
     def save(self, state: Mapping[str, Any], name: str) -> Path:
         """Write ``<name>.pth`` on the main process, drop the oldest beyond keep_last; the others wait."""

@@ -41,15 +41,16 @@ def export_blip2(checkpoint: Path, target: Path, *, config: Path) -> None:
     save_file(published, target, metadata={"format": "pt"})
 
 
-def run(name: str, command: Sequence[str], *, done: Path, **environment: str) -> None:
-    """Run a stage unless the file that it leaves is there; what it prints is also kept in `<name>.log` beside that file."""
+def run(name: str, command: Sequence[str], *, base: Path, done: Path, **environment: str) -> None:
+    """Run a stage unless the file that it leaves is there; what it prints is also added to logs/<name>.log."""
     if done.exists():
         log.info("kept: %s", done)
         return
     begin = time.perf_counter()
-    done.parent.mkdir(parents=True, exist_ok=True)
+    logs = base / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
     variables = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment}
-    with (done.parent / f"{name}.log").open("w") as kept:
+    with (logs / f"{name}.log").open("a") as kept:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -68,14 +69,14 @@ def make(output: Path) -> None:
     if not (data / "annotations" / "vocabulary.json").exists():
         generate(data, seed=DATA_SEED, num_train=NUM_TRAIN, num_test=NUM_TEST, phrasings=PHRASINGS)
     vit, lm, blip2 = base / "vit.safetensors", base / "opt" / "model.safetensors", base / "blip2.safetensors"
-    run("pretrain_vit", [str(HERE / "pretrain_vit.py"), "--output", str(vit)], done=vit)
-    run("pretrain_lm", [str(HERE / "pretrain_lm.py"), "--data", str(data), "--output", str(base)], done=lm)
-    if blip2.exists():
-        return
+    run("pretrain_vit", [str(HERE / "pretrain_vit.py"), "--output", str(vit)], base=base, done=vit)
+    run("pretrain_lm", [str(HERE / "pretrain_lm.py"), "--data", str(data), "--output", str(base)], base=base, done=lm)
     config, folder = HERE / "pretrain_blip2.yaml", output / "blip2"
     places = {"QUICKSTART_BASE": str(base), "QUICKSTART_DATA": str(data)}
     options = ["--options", f"run.output_dir={folder}", "run.resume_ckpt_path=auto"]
-    run("pretrain_blip2", ["train.py", "--cfg-path", str(config), *options], done=folder / "done", **places)
+    run("pretrain_blip2", ["train.py", "--cfg-path", str(config), *options], base=base, done=blip2, **places)
+    if blip2.exists():
+        return
     os.environ.update(places)
     checkpoint = find_latest(folder)
     assert checkpoint is not None, f"{folder} holds no checkpoint"

@@ -13,6 +13,7 @@ Stages, each a command of its own that can be repeated by hand (the log shows it
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lavis.common.checkpoint import find_latest
+from lavis.common.checkpoint import file_hash, find_latest
 from lavis.datasets.quickstart import generate
 
 HERE = Path(__file__).resolve().parent
@@ -36,19 +37,30 @@ SEED, NUM_TRAIN, NUM_TEST = 42, 1500, 125
 
 
 class Stages:
-    """Runs stages once: `<output>/stages/<name>.json` holds the command of a finished stage and its seconds."""
+    """Runs stages once: `<output>/stages/<name>.json` holds what a finished stage was made from and its seconds.
+
+    A stage is run again when its command, the frozen base, or a stage that it builds on has changed.
+    """
 
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = output / "stages"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
+        self.made: dict[str, str] = {}  # stage -> a name for what it was made from
+        base = Path(os.environ.get("QUICKSTART_BASE", REPOSITORY / "assets" / "quickstart"))
+        self.base = {str(file.relative_to(base)): file_hash(file) for file in sorted(base.rglob("*.safetensors"))}
         self.peak_memory_gb = 0.0
 
-    def run(self, name: str, command: list[str], action: Callable[[], None] | None = None) -> None:
+    def run(
+        self, name: str, command: list[str], *, after: tuple[str, ...] = (), action: Callable[[], None] | None = None
+    ) -> None:
         """Run `command` (or `action`) unless this very stage is done; its output is shown as it comes."""
         marker = self.folder / f"{name}.json"
-        if marker.exists() and (done := json.loads(marker.read_text("utf-8")))["command"] == command:
+        built_on = {stage: self.made[stage] for stage in after}
+        sources = {"command": command, "after": built_on, "base": self.base if after else {}}
+        self.made[name] = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
+        if marker.exists() and (done := json.loads(marker.read_text("utf-8")))["made"] == self.made[name]:
             log.info("%-14s kept from before (%.0f s then)", name, done["seconds"])
         else:
             log.info("%-14s %s", name, " ".join(command))
@@ -59,7 +71,12 @@ class Stages:
                 environment = {**os.environ, "QUICKSTART_DATA": str(self.output / "data")}
                 subprocess.run([sys.executable, *command], check=True, cwd=REPOSITORY, env=environment)
             peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-            done = {"command": command, "seconds": time.perf_counter() - begin, "peak_memory_gb": peak * _RSS_UNIT / 1e9}
+            done = {
+                "made": self.made[name],
+                "command": command,
+                "seconds": time.perf_counter() - begin,
+                "peak_memory_gb": peak * _RSS_UNIT / 1e9,
+            }
             marker.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
         self.seconds[name] = round(done["seconds"], 1)
         self.peak_memory_gb = max(self.peak_memory_gb, done["peak_memory_gb"])
@@ -71,15 +88,15 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxr
 def train(stages: Stages, name: str, *options: str) -> Path:
     """Train on the regions; returns the last checkpoint."""
     folder = stages.output / name
-    stages.run(name, ["train.py", *_config("train_region", f"run.output_dir={folder}", *options)])
+    stages.run(name, ["train.py", *_config("train_region", f"run.output_dir={folder}", *options)], after=("data",))
     checkpoint = find_latest(folder)
     assert checkpoint is not None, f"{folder} holds no checkpoint"
     return checkpoint
 
 
-def evaluate(stages: Stages, name: str, config: str, *options: str) -> None:
+def evaluate(stages: Stages, name: str, config: str, *options: str, after: tuple[str, ...] = ("data",)) -> None:
     """Evaluate in a process of its own; results are under `<output>/<name>`."""
-    stages.run(name, ["evaluate.py", *_config(config, f"run.output_dir={stages.output / name}", *options)])
+    stages.run(name, ["evaluate.py", *_config(config, f"run.output_dir={stages.output / name}", *options)], after=after)
 
 
 def _config(name: str, *options: str) -> list[str]:
@@ -95,13 +112,13 @@ def main() -> None:
 
     sizes = {"seed": SEED, "num_train": NUM_TRAIN, "num_test": NUM_TEST}
     generation = ["generate", str(output / "data"), json.dumps(sizes)]
-    stages.run("data", generation, lambda: generate(output / "data", **sizes))
+    stages.run("data", generation, action=lambda: generate(output / "data", **sizes))
     blind = "model.ablation_no_posembed=true"
     region, ablation = train(stages, "region"), train(stages, "ablation", blind)
     evaluate(stages, "image_before", "eval_image_blip2")
-    evaluate(stages, "image", "eval_image", f"model.finetuned={region}")
-    evaluate(stages, "image_region", "eval_region", f"model.finetuned={region}")
-    evaluate(stages, "no_position", "eval_region", f"model.finetuned={ablation}", blind)
+    evaluate(stages, "image", "eval_image", f"model.finetuned={region}", after=("region",))
+    evaluate(stages, "image_region", "eval_region", f"model.finetuned={region}", after=("region",))
+    evaluate(stages, "no_position", "eval_region", f"model.finetuned={ablation}", blind, after=("ablation",))
     report = write_report(output, wall_seconds=stages.seconds, peak_memory_gb=stages.peak_memory_gb)
     log.info("report: %s", output / "report.html")
     log.info("image regions named right: %.3f", report["rows"]["image_region"]["attribute_accuracy"])

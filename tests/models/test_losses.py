@@ -34,7 +34,8 @@ def test_contrastive_in_plain_loops() -> None:
 
 
 def test_soft_targets_spread_over_equal_ids() -> None:
-    targets = losses.soft_targets_from_ids(torch.tensor([7, 7, 3, 5]))
+    ids = torch.tensor([7, 7, 3, 5])
+    targets = losses.soft_targets(ids[:, None] == ids[None, :])
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
     assert targets[0, 1] == targets[0, 0] == pytest.approx(0.45 + 0.025)
     assert targets[2, 2] == pytest.approx(0.9 + 0.025)

@@ -107,7 +107,7 @@ def test_hidden_states(record: dict[str, Any]) -> None:
     model, samples, tensors = record["model"], record["samples"], record["tensors"]
     row = model.row_of(samples)
     with torch.no_grad(), model.router.route(row.name):
-        hidden, tokens, _ = model.visual_hidden(samples, row)
+        hidden, tokens, _, _ = model.look(samples, row)
         ids, mask = model.tokenize(samples["text_input"])
         text = model.qformer_of(row).text_pass(ids, mask)
         prefix = model.branches[row.name].llm_proj(hidden)
@@ -152,7 +152,7 @@ def test_captions_and_scores(record: dict[str, Any]) -> None:
         samples = inputs if prompt is None else {**inputs, "prompt": prompt}
         assert model.generate(samples, **settings) == generation["captions"], variant
         with torch.no_grad(), model.router.route(row.name):
-            prefix = model.branches[row.name].llm_proj(model.visual_hidden(samples, row)[0])
+            prefix = model.branches[row.name].llm_proj(model.look(samples, row).hidden)
             prompts = model._prompts(samples, row, len(prefix))
             decoded = model.llm.decode(prefix, prompts=prompts, decoding=Decoding(**settings))
         assert torch.equal(decoded.sequences, tensors[f"gen/{variant}/sequences"]), variant

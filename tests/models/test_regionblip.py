@@ -13,6 +13,7 @@ from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config, load_preprocess, model_zoo
 from tests import tiny
 
+VIT = {"img_size": 28, "patch_size": 14, "embed_dim": 24, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 MODALITIES = ["image", "image_region", "pointcloud", "pointcloud_region"]
 ARCHS = ["blip2", "blip2_opt", "blip2_t5", "regionblip_opt", "regionblip_t5"]
 
@@ -225,8 +226,7 @@ def test_a_missing_llm_folder_is_named(folder: Path) -> None:
         load_model_from_config(tiny.model_config(folder, "regionblip_opt", opt_model="/no/such/llm"))
 
 
-def test_t5_in_half_precision_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_t5_in_half_precision_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="T5 overflows in float16"):
         load_model_from_config(tiny.model_config(folder, "regionblip_t5", t5_precision="fp16"))
 
@@ -322,3 +322,46 @@ def test_rows_set_to_null_are_left_out(folder: Path) -> None:
 def test_bad_clouds_are_named(regionblip: Any, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         regionblip({**tiny.cloud_batch("pointcloud_region"), **change})
+
+
+def test_frozen_parts_are_float32_on_a_cpu_and_as_configured_for_a_gpu(folder: Path) -> None:
+    config = tiny.model_config(folder, "regionblip_opt", llm_precision="bf16", vit={"vit_precision": "fp16", **VIT})
+    on_cpu = load_model_from_config(config)
+    assert {p.dtype for p in on_cpu.parameters()} == {torch.float32}
+    for_gpu = load_model_from_config(config, device="cuda")  # built, not moved
+    assert for_gpu.visual_encoder.pos_embed.dtype == torch.float16 and for_gpu.llm.dtype == torch.bfloat16
+    assert {p.dtype for p in for_gpu.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_a_checkpoint_over_another_base_is_refused(folder: Path) -> None:
+    model = load_model_from_config(tiny.model_config(folder, "regionblip_opt"))
+    bases = {"llm": {"path": "elsewhere", "sha256": "0" * 64}}
+    with pytest.raises(ConfigError, match="trained over another llm"):
+        model.load_checkpoint({"model": model.trainable_state_dict(), "frozen_bases": bases})
+    model.load_checkpoint({"model": model.trainable_state_dict(), "frozen_bases": model.frozen_bases()})
+
+
+def test_an_untrained_region_branch_is_no_model_to_evaluate(regionblip: Any) -> None:
+    assert "branches.image_region" not in regionblip.random_parts()
+    assert "branches.image_region" in regionblip.random_parts(for_evaluation=True)
+
+
+def test_layer_decay_acts_on_the_vit_alone(folder: Path) -> None:
+    model = load_model_from_config(tiny.model_config(folder, "blip2", freeze_vit=False))
+    groups = model.get_optimizer_params(weight_decay=0.05, lr_scale=0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert scale[id(named["visual_encoder.blocks.1.attn.proj.weight"])] == 0.5
+    assert scale[id(named["visual_encoder.blocks.0.attn.proj.weight"])] == 0.25
+    assert scale[id(named["visual_encoder.pos_embed"])] == 0.125
+    assert scale[id(named["Qformer.bert.embeddings.word_embeddings.weight"])] == 1.0
+
+
+def test_files_are_looked_for_before_anything_is_built(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny.model_config(folder, "regionblip_opt")
+    with pytest.raises(ConfigError, match="model.blip2_pretrain: no file /no/such.pth"):
+        load_model_from_config({**config, "load_blip2_pretrain": True, "blip2_pretrain": "/no/such.pth", "bert_path": "/nowhere"})
+    with pytest.raises(ConfigError, match="needs model.load_blip2_pretrain"):
+        load_model_from_config({**config, "regions_from_image": True})
+    load_model_from_config({**config, "finetuned": "/no/such.pth"})
+    assert "the file is not read" in caplog.text

@@ -65,7 +65,7 @@ class FakeModel(nn.Module):
     def frozen_bases(self) -> dict[str, dict[str, str]]:
         return {"base": {"path": "nowhere", "sha256": str(float(self.base.weight.sum()))}}
 
-    def random_parts(self) -> list[str]:
+    def random_parts(self, *, for_evaluation: bool = False) -> list[str]:
         return ["base"] if self.random_base else []
 
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from lavis.common.errors import ConfigError
+
 DROPPED = re.compile(r"(norm|fc_norm|head)\..*")
 
 
@@ -34,7 +36,7 @@ class EvaViT(Eva):
         grad_checkpoint: bool = False,
     ) -> None:
         if img_size % patch_size:
-            raise ValueError(f"vit.img_size {img_size} is not a multiple of vit.patch_size {patch_size}")
+            raise ConfigError(f"vit.img_size {img_size} is not a multiple of vit.patch_size {patch_size}")
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,

@@ -19,6 +19,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
+from lavis.common.errors import ConfigError
 from lavis.models.losses import TokenLoss
 from lavis.models.modality_lora import CheckpointContexts
 
@@ -98,7 +99,7 @@ def load_tokenizer(source: str, **kwargs: Any) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True, **kwargs)
     except (OSError, ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"no tokenizer could be read from {source!r}: {_first_line(error)}") from error
+        raise ConfigError(f"no tokenizer could be read from {source!r}: {_first_line(error)}") from error
 
 
 def load_hf_model(
@@ -108,7 +109,7 @@ def load_hf_model(
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"no language model at {source!r}: give a folder with config.json, or a name in the local Hugging Face cache "
             f"({_first_line(error)})"
         ) from error

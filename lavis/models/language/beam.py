@@ -64,13 +64,13 @@ class _Finished:
         return full and self.beams[-1][0] >= best_candidate / length**self.length_penalty
 
 
-def processors(decoding: Decoding, eos: list[int]) -> Processors:
+def processors(decoding: Decoding, eos: list[int], device: torch.device) -> Processors:
     """The logits processors that a decoding asks for."""
     chain = LogitsProcessorList()
     if decoding.repetition_penalty != 1.0:
         chain.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
     if decoding.min_length > 0:
-        chain.append(MinLengthLogitsProcessor(decoding.min_length, eos))
+        chain.append(MinLengthLogitsProcessor(decoding.min_length, eos, device=str(device)))
     if decoding.use_nucleus_sampling:
         if decoding.temperature != 1.0:
             chain.append(TemperatureLogitsWarper(decoding.temperature))
@@ -91,7 +91,7 @@ def decode(
     device: torch.device,
 ) -> Decoded:
     """Decode `rows` rows with beams, greedily (one beam) or by nucleus sampling; `max_length` counts the start token."""
-    chain = processors(decoding, eos)
+    chain = processors(decoding, eos, device)
     if decoding.use_nucleus_sampling or decoding.num_beams == 1:
         tokens = torch.full((rows * decoding.num_captions, 1), start, device=device)
         return _sample(step, tokens, eos, pad, max_length, chain, greedy=not decoding.use_nucleus_sampling)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from lavis.common.errors import ConfigError
 from lavis.models.language import beam
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
@@ -45,7 +46,7 @@ class CausalLM(LanguageModel):
 
     def _end_id(self) -> int:
         if self.end_text is None:
-            raise ValueError(f"the tokenizer of {self.model.name_or_path!r} has no end-of-sequence token")
+            raise ConfigError(f"the tokenizer of {self.model.name_or_path!r} has no end-of-sequence token")
         return self.tokenizer(self.end_text, add_special_tokens=False).input_ids[-1]
 
     def _prompt_length(self, prompt: str) -> int:

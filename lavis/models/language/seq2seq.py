@@ -27,8 +27,6 @@ class Seq2SeqLM(LanguageModel):
 
     def __init__(self, source: str, *, max_txt_len: int, dtype: torch.dtype) -> None:
         super().__init__()
-        if dtype == torch.float16:
-            raise ValueError("T5 overflows in float16: set t5_precision to bfloat16 or float32")
         self.model, self.is_random = load_hf_model(AutoModelForSeq2SeqLM, source, dtype=dtype, overrides={"dense_act_fn": "gelu"})
         self.tokenizer = load_tokenizer(source)
         self.max_txt_len = max_txt_len
