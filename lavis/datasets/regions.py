@@ -42,6 +42,7 @@ class RegionDataset(ImageDataset):
     """Training: one row, one expression for a region."""
 
     needs = "image, image_id, bbox [x, y, w, h] in pixels and caption"
+    share_inputs = True  # regions of one picture in a batch are encoded with it once
 
     def __init__(self, *, vis_processor: Processor, name: str, **kwargs: Any) -> None:
         if not getattr(vis_processor, "keeps_frame", False):
@@ -74,7 +75,6 @@ class RegionEvalDataset(RegionDataset):
     """Evaluation: one sample per region, the regions of a picture next to each other. No row is left out."""
 
     training = False
-    share_inputs = True
 
     def parse(self, row: Row, label: str) -> Row:
         parsed: Row = {"image": "", "bbox": None, "captions": captions_of(row)}

@@ -16,6 +16,7 @@ import json
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -345,7 +346,8 @@ class JoinedDataset(Dataset[Sample]):
         self.name = "+".join(dataset.name for dataset in datasets)
         self.split, self.modality = datasets[0].split, modalities[0]
         self._ends = np.cumsum([len(dataset) for dataset in datasets])
-        self.collater: Callable[[Sequence[Sample]], Batch] = collate
+        shared = all(dataset.share_inputs for dataset in datasets)
+        self.collater: Callable[[Sequence[Sample]], Batch] = partial(collate, share_inputs=shared)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
