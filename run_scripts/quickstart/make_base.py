@@ -57,7 +57,7 @@ def run(name: str, command: Sequence[str], *, base: Path, done: Path, **environm
         assert process.stdout is not None
         for line in process.stdout:
             sys.stdout.write(line)
-            kept.write(line)
+            kept.write(line.replace(f"{REPOSITORY}/", ""))  # the logs are shipped
     if process.wait():
         raise SystemExit(f"{name} failed with exit code {process.returncode}: {' '.join(command)}")
     log.info("%s took %.0f s", name, time.perf_counter() - begin)
