@@ -1,8 +1,10 @@
 """The smoke run gives the losses that it gave before.
 
 Bitwise where torch, processor and threads are those of the recording; within 1e-4 where only the machine differs. Another torch
-may draw other hard negatives from the same seed; there what contains ITM is not compared, and the rest within 2 %. To record again after a change that is
-meant to alter them: RECORD_SMOKE=1 python -m pytest tests/test_smoke.py, and say in the commit by how much and why.
+may draw other hard negatives from the same seed; there what contains ITM is not compared, and the rest within 2 %.
+
+To record again after a change that is meant to alter them: RECORD_SMOKE=1 python -m pytest tests/test_smoke.py, and say in the
+commit by how much and why.
 """
 
 from __future__ import annotations
