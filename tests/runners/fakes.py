@@ -73,6 +73,8 @@ class FakeDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Row i: a noisy one-hot of i (the noise is its augmentation). In training row 3 is replaced and says so; in
     evaluation row 1 cannot be read. ``image_id`` repeats every ``ids`` rows."""
 
+    share_inputs = False
+
     def __init__(self, name: str, split: str, *, modality: str, size: int, ids: int = 1000) -> None:
         self.name, self.split, self.modality, self.size, self.ids = name, split, modality, size, ids
         self.seed = 0
