@@ -179,7 +179,7 @@ def generate(
     """Write the data set (files: see the module text) and return the paths of its annotation files by stem.
 
     `phrasings` are the captions a training image gets, one row each; a test image gets all of `PHRASINGS` as
-    references. The same arguments write the same bytes. About 250 scenes a second on one core.
+    references. The same arguments write the same bytes. 1,625 scenes took 4.3 s on 2 cores.
     """
     if not 1 <= num_train < _FIRST_TEST_ID or num_test < 1:
         accepted = f"num_train 1..{_FIRST_TEST_ID - 1} and num_test at least 1"

@@ -226,9 +226,7 @@ class Blip2Base(Encoding, Captioner, Weights, BaseModel):
                 targets = None if same is None else losses.soft_targets(same)
                 found["itc"] = losses.contrastive(sim_i2t, sim_t2i, self.temp, targets)
             if row.weight("itm"):
-                found["itm"] = self.itm_loss(
-                    row, sim_i2t.detach() / self.temp.detach(), tokens, ids, mask, self.same_image(samples)
-                )
+                found["itm"] = self.itm_loss(row, sim_i2t.detach() / self.temp.detach(), tokens, ids, mask, same)
         if row.weight("lm"):
             found["lm"] = self.lm_loss(row, ids, mask, cache)
         if row.weight("llm"):

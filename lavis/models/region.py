@@ -25,7 +25,7 @@ class RegionPosition(nn.Module):
         self.reg = nn.Linear(width, self.size)
 
     def flatten(self, position: Tensor) -> Tensor:
-        """box [B, 4] or corners [B, 8, 3] -> [B, n]; ValueError on another shape or a box outside [0, 1]."""
+        """box [B, 4] or corners [B, 8, 3] -> [B, n]; ValueError on another shape."""
         flat = position.flatten(1) if position.dim() > 1 else position
         if flat.dim() != 2 or flat.shape[1] != self.size:
             raise ValueError(f"{self.key} has shape {tuple(position.shape)}; a region takes [B, {self.size}] numbers")

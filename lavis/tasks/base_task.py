@@ -137,3 +137,11 @@ def _check_splits(wanted: Iterable[str], built: Datasets) -> None:
     for split in wanted:
         if split not in there:
             raise ConfigError(f"run asks for the split '{split}', which no dataset has. Splits there: {listed(there)}.")
+
+
+def count_samples(rows: list[Row], *, path: Path, unreadable: str) -> dict[str, int]:
+    """num_samples and num_unreadable of result rows; a warning says what becomes of those that could not be read."""
+    lost = sum(not row["readable"] for row in rows)
+    if lost:
+        logger.warning("%s: %d of %d samples could not be read; they %s", path, lost, len(rows), unreadable)
+    return {"num_samples": len(rows), "num_unreadable": lost}

@@ -15,7 +15,7 @@ from lavis.common.errors import ConfigError, listed, unknown
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
 from lavis.evaluation.caption import METRICS, build_ground_truth, caption_metrics
-from lavis.tasks.base_task import BaseTask, Row, batch_length, gather_rows, save_result
+from lavis.tasks.base_task import BaseTask, Row, batch_length, count_samples, gather_rows, save_result
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +65,7 @@ class CaptionTask(BaseTask):
         rows = gather_rows(rows, unique="image_id")
         kept = [{"caption": row["caption"], "image_id": row["image_id"]} for row in rows]
         path = save_result(kept, result_dir=result_dir, name=f"{split_name}_epoch{epoch}")
-        unreadable = sum(not row["readable"] for row in rows)
-        if unreadable:
-            logger.warning("%s: %d of %d samples could not be read; they score as empty", path, unreadable, len(rows))
-        counts = {"num_samples": len(rows), "num_unreadable": unreadable}
+        counts = count_samples(rows, path=path, unreadable="score as empty")
         if not self.run_cfg.report_metric:
             return {**counts, "agg_metrics": 0.0}
         metrics: dict[str, Any] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ from lavis.common import dist_utils
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
 from lavis.evaluation.classification import TOP, classification_metrics
-from lavis.tasks.base_task import BaseTask, Row, gather_rows, save_result
-
-logger = logging.getLogger(__name__)
+from lavis.tasks.base_task import BaseTask, Row, count_samples, gather_rows, save_result
 
 
 @registry.register_task("multimodal_3d_classification")
@@ -56,10 +53,7 @@ class ClassificationTask(BaseTask):
         rows = gather_rows(rows, unique="image_id")
         kept = [{key: row[key] for key in ("image_id", "prediction", "label", "top5")} for row in rows]
         path = save_result(kept, result_dir=result_dir, name=f"{split_name}_epoch{epoch}")
-        unreadable = sum(not row["readable"] for row in rows)
-        if unreadable:
-            logger.warning("%s: %d of %d samples could not be read; they count as wrong", path, unreadable, len(rows))
-        counts = {"num_samples": len(rows), "num_unreadable": unreadable}
+        counts = count_samples(rows, path=path, unreadable="count as wrong")
         if not self.run_cfg.report_metric:
             return {**counts, "agg_metrics": 0.0}
         metrics = classification_metrics(kept) if dist_utils.is_main_process() else {}

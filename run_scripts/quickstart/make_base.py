@@ -1,4 +1,4 @@
-"""Make the frozen base of the quickstart: ViT, tokenizers, OPT and BLIP-2, in about an hour on 2 CPU cores.
+"""Make the frozen base of the quickstart: ViT, tokenizers, OPT and BLIP-2, in under an hour on 2 CPU cores.
 
     make quickstart-base        (python run_scripts/quickstart/make_base.py --output output/quickstart-base)
 
