@@ -81,6 +81,11 @@ def init_distributed(cfg: Any) -> torch.device:
         return device
     if not cfg.get("distributed", True):
         raise ConfigError(f"run.distributed is false, but {world_size} processes were started; start one, or set it to true")
+    # The functions of this module have the default group as a default argument. The first optimizer step imports it;
+    # were that after the group is made, they would keep the group and its threads past shutdown_distributed, and a
+    # thread that lets go of a tensor while Python ends aborts the process (seen in torch 2.15).
+    import torch.distributed.nn.functional  # noqa: F401
+
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         init_method=cfg.get("dist_url") or "env://",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,18 @@ def test_two_processes(tmp_path: Path) -> None:
         assert (result["broadcast"], result["tensor"]) == ("from 0", 0)
         assert result["alone"] == (1, True, [1.0])
         assert result["world"] == (2, rank == 0)
+
+
+def leave_the_group() -> int:
+    """References to the group left after shutdown_distributed, beside this function's own two."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    parameter.grad = torch.ones(1)
+    torch.optim.SGD([parameter]).step()  # imports parts of torch.distributed that once kept the group
+    group = torch.distributed.group.WORLD
+    dist_utils.shutdown_distributed()
+    return sys.getrefcount(group) - 2
+
+
+def test_nothing_keeps_the_group_alive(tmp_path: Path) -> None:
+    """Its threads must end before Python does, or the process aborts after its work is done."""
+    assert run_distributed(leave_the_group, folder=tmp_path) == [0, 0]
