@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -34,10 +35,23 @@ class MiniPointNet(nn.Module):
         )
 
     def forward(self, groups: Tensor) -> Tensor:
+        # The convolutions have kernel 1, so they are linear layers over points. The second stage reads [whole, local] of a point;
+        # `whole` is the same for all points of a group, so its half of the product is taken once per group.
         clouds, count, size, channels = groups.shape
-        local = self.first_conv(groups.reshape(clouds * count, size, channels).transpose(1, 2))
-        whole = local.amax(dim=2, keepdim=True).expand(-1, -1, size)
-        return self.second_conv(torch.cat([whole, local], dim=1)).amax(dim=2).reshape(clouds, count, -1)
+        widen, norm, relu, narrow = self.first_conv
+        local = _linear(relu(norm(_linear(groups.reshape(-1, channels), widen))), narrow)
+        whole = local.view(clouds * count, size, -1).amax(dim=1)
+        widen, norm, relu, narrow = self.second_conv
+        of_whole, of_local = widen.weight.squeeze(-1).split(whole.shape[1], dim=1)
+        mixed = F.linear(local, of_local).view(clouds * count, size, -1) + F.linear(whole, of_whole, widen.bias).unsqueeze(1)
+        points = _linear(relu(norm(mixed.flatten(0, 1))), narrow)
+        return points.view(clouds, count, size, -1).amax(dim=2)
+
+
+def _linear(points: Tensor, conv: nn.Module) -> Tensor:
+    """A convolution of kernel 1 on points [M, C], without moving the channels."""
+    assert isinstance(conv, nn.Conv1d)
+    return F.linear(points, conv.weight.squeeze(-1), conv.bias)
 
 
 class BlockList(nn.Module):
