@@ -3,7 +3,8 @@
     python run_scripts/quickstart/pretrain_lm.py --data data/quickstart --output output/quickstart-base
 
 Writes Hugging Face folders `bert/` (word-piece vocabulary and the Q-Former's size) and `opt/` (byte-level BPE
-and weights, half precision). Only texts are read: captions of the training images and region expressions.
+and weights, half precision). Only texts are read: captions of the training images, region expressions, and what
+can be said of objects and rooms, which no part of the base has seen as point clouds.
 
 A large language model can already use what stands in its context; a small one must be taught. So a share of
 the texts (`--noted`) comes after notes: one vector per clause, the sum of the embeddings of the clause's
@@ -29,6 +30,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import OPTConfig, OPTForCausalLM
 
+from lavis.datasets.quickstart_clouds import cloud_texts, cloud_vocabulary
+
 log = logging.getLogger("pretrain_lm")
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -38,15 +41,17 @@ IGNORED = -100  # label of a position without loss
 NOTE_NOISE = 0.03  # standard deviation of what is added to every slot
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.'-?!&/"
 WIDTH, LAYERS, HEADS = 128, 4, 4
-STOP_WORDS = frozenset({"a", "at", "the"})
+STOP_WORDS = frozenset("a at the this is there here to on its one side upright".split())
+SHARES = (0.64, 0.2, 0.08, 0.08)  # of captions, region expressions, captions of objects and descriptions in rooms
 MAX_SLOTS = 32
 
 
-def read_texts(data: Path) -> tuple[list[str], list[str], list[str]]:
-    """Captions of the training images, expressions of the training regions, and the vocabulary."""
+def read_texts(data: Path) -> tuple[list[list[str]], list[str]]:
+    """Texts in the order of `SHARES`, and the vocabulary."""
     stems = ("coco_karpathy_train", "Refcoco_train", "vocabulary")
     captions, regions, words = (json.loads((data / "annotations" / f"{stem}.json").read_text("utf-8")) for stem in stems)
-    return [row["caption"] for row in captions], [row["caption"] for row in regions], words
+    written = [[row["caption"] for row in rows] for rows in (captions, regions)]
+    return [*written, *cloud_texts()], sorted({*words, *cloud_vocabulary()})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -136,8 +141,8 @@ def opt_config(vocab_size: int) -> OPTConfig:
 class NotedTexts:
     """Draws training batches: texts as token ids, and the notes that stand before them."""
 
-    def __init__(self, captions: Sequence[str], regions: Sequence[str], bpe: Tokenizer, *, noted: float) -> None:
-        self.sources = (captions, regions)
+    def __init__(self, sources: Sequence[Sequence[str]], bpe: Tokenizer, *, noted: float) -> None:
+        self.sources = sources
         self.bpe = bpe
         self.noted = noted
 
@@ -151,7 +156,7 @@ class NotedTexts:
 
         `table` [V, C] is the embedding of the model; the notes pass gradient to it.
         """
-        texts = [str(rng.choice(self.sources[int(rng.uniform() < 0.25)])) for _ in range(size)]
+        texts = [str(rng.choice(self.sources[rng.choice(len(SHARES), p=SHARES)])) for _ in range(size)]
         ids = [[END, *self.bpe.encode(text + "\n").ids] for text in texts]
         length = max(map(len, ids))
         tokens = torch.tensor([row + [PAD] * (length - len(row)) for row in ids])
@@ -205,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder that quickstart.generate wrote")
     parser.add_argument("--output", type=Path, required=True, help="bert/ and opt/ are written below it")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--noted", type=float, default=0.7, help="share of batches with notes")
@@ -216,11 +221,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    captions, regions, words = read_texts(args.data)
+    sources, words = read_texts(args.data)
     write_bert(args.output / "bert", words)
-    bpe = write_opt_tokenizer(args.output / "opt", [*captions, *regions], words)
+    bpe = write_opt_tokenizer(args.output / "opt", [text for source in sources for text in source], words)
     model = OPTForCausalLM(opt_config(bpe.get_vocab_size()))
-    train(model, NotedTexts(captions, regions, bpe, noted=args.noted), args)
+    train(model, NotedTexts(sources, bpe, noted=args.noted), args)
     model.half().save_pretrained(args.output / "opt")
     size = sum(path.stat().st_size for path in (args.output / "opt").iterdir())
     log.info("%s: %.2f MB, %d tokens", args.output / "opt", size / 1e6, bpe.get_vocab_size())
