@@ -84,7 +84,7 @@ def init_distributed(cfg: Any) -> torch.device:
     # The functions of this module have the default group as a default argument. The first optimizer step imports it;
     # were that after the group is made, they would keep the group and its threads past shutdown_distributed, and a
     # thread that lets go of a tensor while Python ends aborts the process (seen in torch 2.15).
-    import torch.distributed.nn.functional  # noqa: F401
+    from torch.distributed.nn import functional  # noqa: F401
 
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",

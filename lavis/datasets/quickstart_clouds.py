@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lavis.datasets.cloud_geometry import object_region_id
 from lavis.datasets.quickstart_objects import KINDS, POSTURES, PROPORTIONS, Thing3D, draw_object, random_thing
 
 log = logging.getLogger(__name__)

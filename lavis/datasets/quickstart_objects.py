@@ -163,7 +163,7 @@ def surface(faces: list[Face], count: int, rng: np.random.RandomState) -> Points
 
 
 def draw_object(thing: Thing3D, count: int, rng: np.random.RandomState) -> Points:
-    """Points [N, 3] of one object of this name: kind, proportion and posture as said, all else drawn; turned about z at random."""
+    """Points [N, 3] of one object of this name. All that the name does not say is drawn, the turn about z too."""
     points = surface(KINDS[thing.kind](rng), count, rng)
     points *= np.array(PROPORTIONS[thing.proportion]) * rng.uniform(1 - STRETCH_NOISE, 1 + STRETCH_NOISE, 3)
     angle = math.radians(POSTURES[thing.posture])

@@ -1,9 +1,10 @@
-"""Make the frozen base of the quickstart: ViT, tokenizers, OPT and BLIP-2, in under an hour on 2 CPU cores.
+"""Make the frozen base of the quickstart: ViT, tokenizers, OPT, BLIP-2 and Point-BERT, on 2 CPU cores.
 
     make quickstart-base        (python run_scripts/quickstart/make_base.py --output output/quickstart-base)
 
-The base sees single things, collages of them, captions and whole pictures with their captions; never a box of a scene. Its
-scenes are drawn from other seeds than the quickstart's, and from the same training scans. Every stage that is done is kept, so
+The base sees single things, collages of them, captions, whole pictures with their captions, and objects and rooms as clouds of
+labelled points; never a box of a scene. Its scenes are drawn from other seeds than the quickstart's, and from the same
+training scans. Every stage that is done is kept, so
 the command can be run again. `--install` copies the result to assets/quickstart, where `make quickstart` finds it.
 """
 
@@ -75,12 +76,13 @@ def make(output: Path) -> None:
     places = {"QUICKSTART_BASE": str(base), "QUICKSTART_DATA": str(data)}
     options = ["--options", f"run.output_dir={folder}", "run.resume_ckpt_path=auto"]
     run("pretrain_blip2", ["train.py", "--cfg-path", str(config), *options], base=base, done=blip2, **places)
-    if blip2.exists():
-        return
-    os.environ.update(places)
-    checkpoint = find_latest(folder)
-    assert checkpoint is not None, f"{folder} holds no checkpoint"
-    export_blip2(checkpoint, blip2, config=config)
+    if not blip2.exists():
+        os.environ.update(places)
+        checkpoint = find_latest(folder)
+        assert checkpoint is not None, f"{folder} holds no checkpoint"
+        export_blip2(checkpoint, blip2, config=config)
+    points = base / "pointbert.safetensors"
+    run("pretrain_pointbert", [str(HERE / "pretrain_pointbert.py"), "--output", str(points)], base=base, done=points)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ IGNORED = -100  # label of a position without loss
 NOTE_NOISE = 0.03  # standard deviation of what is added to every slot
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.'-?!&/"
 WIDTH, LAYERS, HEADS = 128, 4, 4
-STOP_WORDS = frozenset("a at the this is there here to on its one side upright".split())
+STOP_WORDS = frozenset(("a", "at", "the", "this", "is", "there", "here", "to", "on", "its", "one", "side", "upright"))
 SHARES = (0.64, 0.2, 0.08, 0.08)  # of captions, region expressions, captions of objects and descriptions in rooms
 MAX_SLOTS = 32
 

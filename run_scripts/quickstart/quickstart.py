@@ -3,10 +3,12 @@
     make quickstart        (python run_scripts/quickstart/quickstart.py --output output/quickstart)
 
 Stages, each a command of its own that can be repeated by hand (the log shows it):
-  data                 scenes of digits and shapes, in COCO-caption and RefCOCO files
-  region, ablation     train.py, with and without the position of a region (same data, steps and seed)
+  data, cloud_data     scenes of digits and shapes, in COCO-caption and RefCOCO files; objects and rooms as point clouds
+  region, ablation     train.py on regions of images, with and without their position (same data, steps and seed)
   image_before, image  evaluate.py on whole images: the BLIP-2 file alone, and the RegionBLIP checkpoint
   image_region, no_position   evaluate.py on regions with either checkpoint
+  clouds, clouds_no_corners   train.py goes on from the region checkpoint with objects and rooms, with and without corners
+  image_after, image_region_after, pointcloud, pointcloud_region, no_corners   evaluate.py with these checkpoints
   report               report.json and report.html
 """
 
@@ -26,6 +28,7 @@ from pathlib import Path
 
 from lavis.common.checkpoint import file_hash, find_latest
 from lavis.datasets.quickstart import generate
+from lavis.datasets.quickstart_clouds import generate_clouds
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -34,6 +37,7 @@ from quickstart_report import write_report  # noqa: E402  (it lies beside this f
 
 log = logging.getLogger("quickstart")
 SEED, NUM_TRAIN, NUM_TEST = 42, 1500, 125
+CLOUDS = {"train_objects": 4000, "test_objects": 300, "train_rooms": 800, "test_rooms": 100}
 
 
 class Stages:
@@ -85,10 +89,10 @@ class Stages:
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
 
 
-def train(stages: Stages, name: str, *options: str) -> Path:
-    """Train on the regions; returns the last checkpoint."""
+def train(stages: Stages, name: str, config: str, *options: str, after: tuple[str, ...] = ("data",)) -> Path:
+    """Train; returns the last checkpoint."""
     folder = stages.output / name
-    stages.run(name, ["train.py", *_config("train_region", f"run.output_dir={folder}", *options)], after=("data",))
+    stages.run(name, ["train.py", *_config(config, f"run.output_dir={folder}", *options)], after=after)
     checkpoint = find_latest(folder)
     assert checkpoint is not None, f"{folder} holds no checkpoint"
     return checkpoint
@@ -111,17 +115,32 @@ def main() -> None:
     stages = Stages(output)
 
     sizes = {"seed": SEED, "num_train": NUM_TRAIN, "num_test": NUM_TEST}
-    generation = ["generate", str(output / "data"), json.dumps(sizes)]
-    stages.run("data", generation, action=lambda: generate(output / "data", **sizes))
+    data = output / "data"
+    stages.run("data", ["generate", str(data), json.dumps(sizes)], action=lambda: generate(data, **sizes))
+    clouds = {"seed": SEED, **CLOUDS}
+    command = ["generate_clouds", str(data), json.dumps(clouds)]
+    stages.run("cloud_data", command, action=lambda: generate_clouds(data, **clouds))
+
     blind = "model.ablation_no_posembed=true"
-    region, ablation = train(stages, "region"), train(stages, "ablation", blind)
+    region, ablation = train(stages, "region", "train_region"), train(stages, "ablation", "train_region", blind)
     evaluate(stages, "image_before", "eval_image_blip2")
     evaluate(stages, "image", "eval_image", f"model.finetuned={region}", after=("region",))
     evaluate(stages, "image_region", "eval_region", f"model.finetuned={region}", after=("region",))
     evaluate(stages, "no_position", "eval_region", f"model.finetuned={ablation}", blind, after=("ablation",))
+
+    start, built_on = f"model.pretrained={region}", ("region", "cloud_data")
+    full = train(stages, "clouds", "train_clouds", start, after=built_on)
+    cornerless = train(stages, "clouds_no_corners", "train_clouds", start, blind, after=built_on)
+    evaluate(stages, "image_after", "eval_image", f"model.finetuned={full}", after=("clouds",))
+    evaluate(stages, "image_region_after", "eval_region", f"model.finetuned={full}", after=("clouds",))
+    evaluate(stages, "pointcloud", "eval_pointcloud", f"model.finetuned={full}", after=("clouds",))
+    evaluate(stages, "pointcloud_region", "eval_pointcloud_region", f"model.finetuned={full}", after=("clouds",))
+    options = (f"model.finetuned={cornerless}", blind)
+    evaluate(stages, "no_corners", "eval_pointcloud_region", *options, after=("clouds_no_corners",))
     report = write_report(output, wall_seconds=stages.seconds, peak_memory_gb=stages.peak_memory_gb)
     log.info("report: %s", output / "report.html")
-    log.info("image regions named right: %.3f", report["rows"]["image_region"]["attribute_accuracy"])
+    for name, row in report["rows"].items():
+        log.info("%-18s named right: %.3f", name, row["attribute_accuracy"])
 
 
 if __name__ == "__main__":
