@@ -1,7 +1,8 @@
-"""What a caption says of a scene of things with a colour and a kind: the metrics of the quickstart.
+"""What a caption says of things that have attributes, such as a colour and a kind: the metrics of the quickstart.
 
-A thing is (colour, kind), both whole words of a vocabulary. Captions are compared by words, lower-cased, so that
-"red" is not found in "redder". A sample without a caption counts as one with an empty caption.
+A vocabulary holds groups of words, one group per attribute; a thing is a word of each group, in the groups' order.
+Captions are compared by words, lower-cased, so that "red" is not found in "redder". A sample without a caption counts
+as one with an empty caption.
 """
 
 from __future__ import annotations
@@ -15,35 +16,50 @@ from itertools import combinations
 from typing import Any
 
 Id = Any  # text or int
-Thing = tuple[str, str]  # colour, kind
+Thing = tuple[str, ...]  # a word of each group of a vocabulary
 
 
 class Vocabulary:
-    """The words that name colours and kinds. ValueError for one that is not a single lower-case word, or in both."""
+    """The words of attributes: `Vocabulary(colour=[...], kind=[...])`, any number of groups in order.
 
-    def __init__(self, *, colours: Iterable[str], kinds: Iterable[str]) -> None:
-        self.colours, self.kinds = frozenset(colours), frozenset(kinds)
-        for word in self.colours | self.kinds:
+    ValueError for no group, an empty one, a word that is not single and lower-case, or one of two groups.
+    """
+
+    def __init__(self, **groups: Iterable[str]) -> None:
+        self.groups = {name: frozenset(group) for name, group in groups.items()}
+        if not self.groups or not all(self.groups.values()):
+            raise ValueError(f"groups of words {self.groups}; a vocabulary has at least one, and none is empty")
+        for word in frozenset().union(*self.groups.values()):
             if words(word) != [word]:
                 raise ValueError(f"{word!r} is not a single lower-case word")
-        if both := self.colours & self.kinds:
-            raise ValueError(f"both a colour and a kind: {', '.join(sorted(both))}")
+        for (first, some), (second, others) in combinations(self.groups.items(), 2):
+            if both := some & others:
+                raise ValueError(f"both a {first} and a {second}: {', '.join(sorted(both))}")
 
-    def named(self, caption: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The colours and the kinds that a caption names, each sorted, with repeats."""
+    def named(self, caption: str) -> tuple[tuple[str, ...], ...]:
+        """The words of each group that a caption holds, each group's sorted, with repeats."""
         found = words(caption)
-        return tuple(sorted(w for w in found if w in self.colours)), tuple(sorted(w for w in found if w in self.kinds))
+        return tuple(tuple(sorted(word for word in found if word in group)) for group in self.groups.values())
+
+    def agrees(self, caption: str, thing: Thing) -> tuple[bool, ...]:
+        """Of each group, whether the thing's word, and no other of the group, stands in a caption."""
+        return tuple(set(found) == {word} for found, word in zip(self.named(caption), thing, strict=True))
 
     def pairs(self, caption: str) -> Counter[Thing]:
-        """How often each "<colour> <kind>" stands in a caption."""
+        """How often each "<word of the first group> <word of the second>" stands in a caption. ValueError unless the
+        vocabulary has two groups."""
+        if len(self.groups) != 2:
+            raise ValueError(f"pairs of words need two groups; this vocabulary has {', '.join(self.groups)}")
+        first, second = self.groups.values()
         found = words(caption)
-        return Counter((a, b) for a, b in zip(found, found[1:], strict=False) if a in self.colours and b in self.kinds)
+        return Counter((a, b) for a, b in zip(found, found[1:], strict=False) if a in first and b in second)
 
     def check(self, thing: Thing) -> None:
-        """ValueError unless colour and kind are in the vocabulary."""
-        if thing[0] not in self.colours or thing[1] not in self.kinds:
-            accepted = f"{', '.join(sorted(self.colours))}; {', '.join(sorted(self.kinds))}"
-            raise ValueError(f"thing {thing!r} is not a (colour, kind) of the vocabulary: {accepted}")
+        """ValueError unless a thing is a word of each group."""
+        fits = len(thing) == len(self.groups) and all(w in group for w, group in zip(thing, self.groups.values(), strict=True))
+        if not fits:
+            accepted = "; ".join(", ".join(sorted(group)) for group in self.groups.values())
+            raise ValueError(f"thing {thing!r} is not a ({', '.join(self.groups)}) of the vocabulary: {accepted}")
 
 
 def words(caption: str) -> list[str]:
@@ -51,28 +67,41 @@ def words(caption: str) -> list[str]:
     return re.findall(r"[^\W_]+", caption.lower())
 
 
-def names_thing(caption: str, thing: Thing) -> bool:
-    """Whether a caption names the colour and the kind of a thing."""
-    return set(thing) <= set(words(caption))
+def names_thing(caption: str, thing: Thing, *, vocabulary: Vocabulary) -> bool:
+    """Whether a caption names a thing: of every group the thing's word, and no other word of the group.
+
+    "red seven" and "the seven that is red" name a red seven; "red blue seven" does not.
+    """
+    return all(vocabulary.agrees(caption, thing))
 
 
 def attribute_accuracy(captions: Mapping[Id, str], truth: Mapping[Id, Thing], *, vocabulary: Vocabulary) -> float:
-    """Share of the regions in `truth` whose caption names the right colour and the right kind."""
+    """Share of the things in `truth` that their captions name: every attribute right."""
+    return _mean([float(all(right)) for right in _agreement(captions, truth, vocabulary)])
+
+
+def attribute_shares(captions: Mapping[Id, str], truth: Mapping[Id, Thing], *, vocabulary: Vocabulary) -> dict[str, float]:
+    """The same of each attribute alone: {name of the group: share of the things whose captions have it right}."""
+    agreement = _agreement(captions, truth, vocabulary)
+    return {name: _mean([float(right[index]) for right in agreement]) for index, name in enumerate(vocabulary.groups)}
+
+
+def _agreement(captions: Mapping[Id, str], truth: Mapping[Id, Thing], vocabulary: Vocabulary) -> list[tuple[bool, ...]]:
     for thing in truth.values():
         vocabulary.check(thing)
-    return _mean([float(names_thing(captions.get(key, ""), thing)) for key, thing in truth.items()])
+    return [vocabulary.agrees(captions.get(key, ""), thing) for key, thing in truth.items()]
 
 
 def things_named(captions: Mapping[Id, str], scenes: Mapping[Id, Sequence[Thing]], *, vocabulary: Vocabulary) -> float:
     """Mean over the images in `scenes` of the share of their things that the caption names as "<colour> <kind>".
 
-    A pair that a scene holds k times needs k occurrences to count k times.
+    The vocabulary has two groups. A pair that a scene holds k times needs k occurrences to count k times.
     """
     shares = []
     for key, things in scenes.items():
         for thing in things:
             vocabulary.check(thing)
-        said, held = vocabulary.pairs(captions.get(key, "")), Counter((colour, kind) for colour, kind in things)
+        said, held = vocabulary.pairs(captions.get(key, "")), Counter(tuple(thing) for thing in things)
         if not held:
             raise ValueError(f"scene {key!r} holds no thing")
         shares.append(sum(min(count, said[thing]) for thing, count in held.items()) / held.total())
@@ -82,10 +111,10 @@ def things_named(captions: Mapping[Id, str], scenes: Mapping[Id, Sequence[Thing]
 def box_following(
     captions: Mapping[Id, str], truth: Mapping[Id, Thing], images: Mapping[Id, Id], *, vocabulary: Vocabulary
 ) -> float:
-    """Do captions follow the box? `images` maps a region to its image.
+    """Do captions follow the box? `images` maps a region to what it is a region of: an image, a room.
 
-    Of the pairs of regions of one image that differ in colour or kind, the share whose captions name other
-    colours or other kinds. ValueError when no image holds such a pair.
+    Of the pairs of regions of one image that are different things, the share whose captions differ in the words of
+    some group. ValueError when no image holds such a pair.
     """
     regions: dict[Id, list[Id]] = defaultdict(list)
     for key, thing in truth.items():
@@ -98,11 +127,11 @@ def box_following(
 
 def majority_accuracy(training: Iterable[Thing], truth: Iterable[Thing]) -> float:
     """Share of `truth` that is the most frequent thing of `training`: the accuracy of always saying the same."""
-    counts = Counter((colour, kind) for colour, kind in training)
+    counts = Counter(tuple(thing) for thing in training)
     if not counts:
         raise ValueError("no thing to count in the training data")
     most = min(counts, key=lambda thing: (-counts[thing], thing))
-    return _mean([float((colour, kind) == most) for colour, kind in truth])
+    return _mean([float(tuple(thing) == most) for thing in truth])
 
 
 def chance_captions(training: Sequence[str], ids: Iterable[Id], *, seed: int) -> dict[Id, str]:

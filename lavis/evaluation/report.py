@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lavis.evaluation.files import write_text
-from lavis.evaluation.report_parts import Sample, charts, picture
+from lavis.evaluation.report_parts import Sample, charts, grouped, picture
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 DASH = "\u2013"
+MODEL = "RegionBLIP"
 COLUMNS = ("attribute_accuracy", "CIDEr", "Bleu_4", "ROUGE_L")
 
 
@@ -28,9 +29,10 @@ def write_report_html(
 ) -> Path:
     """Write `report` (the content of report.json) as one self-contained HTML page; returns its path.
 
-    curves   {name: [(step, loss), ...]}. Names "chart / line" with the same chart are drawn together.
-    samples  test regions in the order to show: {"image": PIL picture, or "image_path", "box_xyxy": pixels,
-             "prediction", "references": [...], "correct": bool, "scores": {name: number}}.
+    curves   {name: [(step, loss), ...]}. Names "group / chart / line" (or "chart / line") of one chart are drawn
+             together, charts of one group beside each other.
+    samples  test samples in the order to show: {"image": PIL picture, or "image_path", "box_xyxy": pixels (or none),
+             "prediction", "references": [...], "correct": bool, "scores": {name: number}, "group": heading (or none)}.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -46,12 +48,13 @@ def write_report_html(
     text = page.get_template("report.html").render(
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         headline=headline(report),
+        lede=lede(report),
         tiles=tiles(report),
         bars=bars(report),
         groups=table(report),
-        charts=charts(curves),
-        samples=shown,
-        num_right=sum(bool(sample["correct"]) for sample in shown),
+        encoder=point_encoder(report),
+        charts=grouped(charts(curves)),
+        samples=grouped(shown),
         footer=footer(report),
     )
     return write_text(text, path)
@@ -76,71 +79,158 @@ def duration(seconds: Any) -> str:
 
 
 def headline(report: Mapping[str, Any]) -> str:
-    """One sentence that says what the run showed."""
-    region, blind = _metric(report, "rows", "image_region"), _metric(report, "ablation_no_position")
-    if region is None:
+    """One sentence that says what the run showed: how often what a box holds, and what an object is, is named."""
+    found = {
+        "pointed at a box in a picture": _metric(report, "rows", "image_region"),
+        "at a box in a room": _metric(report, "rows", "pointcloud_region"),
+        "at an object": _metric(report, "rows", "pointcloud"),
+    }
+    known = [(what, value) for what, value in found.items() if value is not None]
+    if not known:
         return "This run holds no evaluation of regions yet."
-    if blind is None or region <= blind:
-        return f"Pointed at a box, the model names what is in it {share(region)} of the time."
-    return f"Pointed at a box, the model names what is in it {share(region)} of the time; without the position, {share(blind)}."
+    (first, best), *others = known
+    start = first if first.startswith("pointed") else f"pointed {first}"
+    rest = "".join(f"; {what}, {share(value)}" for what, value in others)
+    return f"{start.capitalize()}, the model names what is there {share(best)} of the time{rest}."
+
+
+def lede(report: Mapping[str, Any]) -> str:
+    """One sentence on what the increments did to the captions that came before them; empty where nothing is known."""
+    known = [
+        (report.get("image_captions_identical"), "of whole pictures before and after both increments"),
+        (report.get("region_captions_identical"), "of boxes in pictures before and after it learned clouds"),
+    ]
+    same = [what for identical, what in known if identical]
+    changed = [what for identical, what in known if identical is False]
+    said = [f"It says the same, word for word, {', and '.join(same)}."] if same else []
+    return " ".join([*said, *(f"Its captions {what} differ." for what in changed)])
 
 
 def tiles(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The four numbers on top: {value, name, meaning}."""
-    identical = report.get("image_captions_identical")
-    kept = DASH if identical is None else ("identical" if identical else "changed")
+    """The eight numbers on top, a row on what is named and a row on what stayed: {value, name, meaning, main}."""
+    rows = [
+        (
+            share(_metric(report, "rows", "image_region")),
+            "boxes in pictures",
+            "Test boxes whose caption says the right colour and the right kind, and no other.",
+        ),
+        (
+            share(_metric(report, "rows", "pointcloud_region")),
+            "boxes in rooms",
+            "Things in test rooms, pointed at by the corners of a box, named by kind and proportion.",
+        ),
+        (
+            share(_metric(report, "rows", "pointcloud")),
+            "objects as point clouds",
+            "Test objects whose caption has kind, proportion and posture right, all three.",
+        ),
+        (
+            share(_metric(report, "rows", "image")),
+            "things in whole pictures",
+            "Things of a test picture that its caption names by colour and kind, with no box given.",
+        ),
+        (
+            share(report.get("box_following")),
+            "captions follow the box",
+            "Pairs of different things in one picture whose captions differ in colour or kind as well.",
+        ),
+        (
+            share(report.get("corner_following")),
+            "captions follow the corners",
+            "The same in rooms: pairs of different things whose captions differ in kind or proportion.",
+        ),
+        (
+            _same(report.get("image_captions_identical")),
+            "captions of whole pictures",
+            "By the frozen base alone, after learning regions, and again after learning clouds.",
+        ),
+        (
+            _same(report.get("region_captions_identical")),
+            "captions of boxes in pictures",
+            "After learning regions, and again after learning clouds.",
+        ),
+    ]
     return [
-        {
-            "value": share(_metric(report, "rows", "image_region")),
-            "name": "regions named right",
-            "meaning": "Test regions whose caption says the right colour and the right kind.",
-        },
-        {
-            "value": share(report.get("box_following")),
-            "name": "captions follow the box",
-            "meaning": "Pairs of different things in one picture whose captions differ in colour or kind as well.",
-        },
-        {
-            "value": share(_metric(report, "rows", "image")),
-            "name": "things named in whole pictures",
-            "meaning": "Things of a test picture that its caption names by colour and kind, with no box given.",
-        },
-        {
-            "value": kept,
-            "name": "picture captions, before and after",
-            "meaning": "Captions of whole pictures by the frozen base alone, and again after learning regions.",
-        },
+        {"value": value, "name": name, "meaning": meaning, "main": place < 4} for place, (value, name, meaning) in enumerate(rows)
     ]
 
 
 def bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Attribute accuracy on regions, the model and what it must beat: {name, value in [0, 1]}."""
-    rows = [
-        ("with the position", _metric(report, "rows", "image_region"), True),
-        ("without the position", _metric(report, "ablation_no_position"), False),
-        ("text only", _metric(_of_regions(report.get("text_only"))), False),
-        ("chance", _metric(_of_regions(report.get("chance"))), False),
+    """Attribute accuracy where a box is given, of the model and of what it must beat, pictures first, then rooms:
+    {name, bars: [{name, value in [0, 1], main}]}. A group without a value is left out."""
+    rooms = _baselines(report, "pointcloud_region")
+    groups = {
+        "Boxes in pictures": [
+            ("with the position", _metric(report, "rows", "image_region")),
+            ("without the position", _metric(report, "ablation_no_position")),
+            ("text only", _metric(_of_regions(report.get("text_only")))),
+            ("chance", _metric(_of_regions(report.get("chance")))),
+        ],
+        "Boxes in rooms": [
+            ("with the corners", _metric(report, "rows", "pointcloud_region")),
+            ("without the corners", _metric(report, "ablation_no_corners")),
+            ("text only", _metric(rooms, "text_only")),
+            ("chance", _metric(rooms, "chance")),
+        ],
+    }
+    found = [
+        {
+            "name": group,
+            "bars": [
+                {"name": name, "value": value, "main": place == 0}
+                for place, (name, value) in enumerate(rows)
+                if value is not None
+            ],
+        }
+        for group, rows in groups.items()
     ]
-    return [{"name": name, "value": value, "main": main} for name, value, main in rows if value is not None]
+    return [group for group in found if group["bars"]]
 
 
 def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Groups of rows {name, note, values: [attribute_accuracy, CIDEr, Bleu_4, ROUGE_L]}."""
-    rows = report.get("rows", {})
-    image = [
-        ("Base alone", "before any region was seen", report.get("image_before")),
-        ("After region training", "the same pictures", rows.get("image")),
-    ]
-    region = [
-        ("RegionBLIP", "the box reaches the queries", rows.get("image_region")),
-        ("Without position", "same data, steps and seed", report.get("ablation_no_position")),
-        ("Text only", "likeliest training text", _of_regions(report.get("text_only"))),
-        ("Chance", "guesses", _of_regions(report.get("chance"))),
-    ]
+    """Groups {name, rows: [{name, note, main, values: [attribute_accuracy, CIDEr, Bleu_4, ROUGE_L]}]}."""
+    rows = report.get("rows") or {}
+    objects, rooms = _baselines(report, "pointcloud"), _baselines(report, "pointcloud_region")
+    groups = {
+        "Whole pictures": [
+            ("Base alone", "before any region was seen", report.get("image_before")),
+            ("After region training", "the same pictures", report.get("image_after_region")),
+            ("After clouds", "the same pictures", rows.get("image")),
+        ],
+        "Image regions": [
+            (MODEL, "the box reaches the queries", rows.get("image_region")),
+            ("Without position", "same data, steps and seed", report.get("ablation_no_position")),
+            ("Text only", "likeliest training text", _of_regions(report.get("text_only"))),
+            ("Chance", "guesses", _of_regions(report.get("chance"))),
+        ],
+        "Objects as point clouds": [
+            (MODEL, _each(rows.get("pointcloud")), rows.get("pointcloud")),
+            ("Text only", "likeliest training text", objects.get("text_only")),
+            ("Chance", "guesses", objects.get("chance")),
+        ],
+        "Objects in rooms": [
+            (MODEL, _each(rows.get("pointcloud_region")), rows.get("pointcloud_region")),
+            ("Without corners", "same data, steps and seed", report.get("ablation_no_corners")),
+            ("Text only", "likeliest training text", rooms.get("text_only")),
+            ("Chance", "guesses", rooms.get("chance")),
+        ],
+    }
     return [
-        {"name": name, "rows": [{"name": row, "note": note, "values": _values(found)} for row, note, found in rows_of]}
-        for name, rows_of in (("Whole pictures", image), ("Regions", region))
+        {
+            "name": group,
+            "rows": [
+                {"name": name, "note": note, "main": name == MODEL, "values": [(found or {}).get(column) for column in COLUMNS]}
+                for name, note, found in members
+            ],
+        }
+        for group, members in groups.items()
     ]
+
+
+def point_encoder(report: Mapping[str, Any]) -> dict[str, Any]:
+    """How the point encoder came to its weights: {objective, held_out: [(name, share)]}."""
+    found = report.get("point_encoder") or {}
+    return {"objective": found.get("objective") or DASH, "held_out": list((found.get("held_out") or {}).items())}
 
 
 def footer(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,8 +248,17 @@ def footer(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _values(metrics: Mapping[str, Any] | None) -> list[Any]:
-    return [(metrics or {}).get(column) for column in COLUMNS]
+def _same(identical: bool | None) -> str:
+    return DASH if identical is None else ("identical" if identical else "changed")
+
+
+def _each(metrics: Mapping[str, Any] | None) -> str:
+    """The attributes one by one: "kind 97.1%, posture 99.0%"."""
+    return ", ".join(f"{name} {share(value)}" for name, value in ((metrics or {}).get("attributes") or {}).items()) or DASH
+
+
+def _baselines(report: Mapping[str, Any], modality: str) -> Mapping[str, Any]:
+    return (report.get("baselines") or {}).get(modality) or {}
 
 
 def _of_regions(entry: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -20,7 +20,7 @@ MAX_POINTS = 300  # of one drawn line
 
 
 def picture(sample: Sample) -> dict[str, Any]:
-    """A sample's picture to embed: {source: data URL, width, height, hard_pixels, box: [x, y, w, h] in shares}.
+    """A sample's picture to embed: {source: data URL, width, height, hard_pixels, box: [x, y, w, h] in shares, or None}.
 
     ValueError for a sample without a picture or with a box that is not 4 numbers.
     """
@@ -33,10 +33,12 @@ def picture(sample: Sample) -> dict[str, Any]:
     else:
         image = given.convert("RGB")
     width, height = image.size
-    box = [float(value) for value in sample["box_xyxy"]]
-    if len(box) != 4:
-        raise ValueError(f"box_xyxy {sample['box_xyxy']!r} is not 4 numbers")
-    x1, y1, x2, y2 = box
+    box = None
+    if sample.get("box_xyxy") is not None:
+        if len(sample["box_xyxy"]) != 4:
+            raise ValueError(f"box_xyxy {sample['box_xyxy']!r} is not 4 numbers")
+        x1, y1, x2, y2 = map(float, sample["box_xyxy"])
+        box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
     hard = max(width, height) <= PIXEL_ART
     if not hard:
         image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
@@ -45,7 +47,7 @@ def picture(sample: Sample) -> dict[str, Any]:
         "width": width,
         "height": height,
         "hard_pixels": hard,
-        "box": [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height],
+        "box": box,
     }
 
 
@@ -55,19 +57,28 @@ def _data_url(image: Image.Image, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def charts(curves: Mapping[str, Points]) -> list[dict[str, Any]]:
-    """One chart per part before " / " of the names: {title, lines, x_ticks, y_ticks}.
+def grouped(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Items put together by their "group" (default ""), in the order of first sight: [{name, members}]."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        found.setdefault(str(item.get("group", "")), []).append(item)
+    return [{"name": name, "members": members} for name, members in found.items()]
 
-    A line is {name, last, raw, smooth}: its last smoothed value and two SVG paths in a plot of 100 x 100, y down.
-    A tick is {at: share of the axis from the left or the bottom, label}. Points that are not finite are left out.
+
+def charts(curves: Mapping[str, Points]) -> list[dict[str, Any]]:
+    """One chart per "group / title" of the names "group / title / line": {group, title, lines, x_ticks, y_ticks}.
+
+    "title / line" has the group "", "line" the title "Loss" as well. A line is {name, last, raw, smooth}: its last
+    smoothed value and two SVG paths in a plot of 100 x 100, y down. A tick is {at: share of the axis from the left or
+    the bottom, label}. Points that are not finite are left out.
     """
-    grouped: dict[str, dict[str, Points]] = {}
+    found: dict[tuple[str, str], dict[str, Points]] = {}
     for name, points in curves.items():
-        title, bar, line = name.rpartition(" / ")
+        *group, title, line = ["Loss", *name.split(" / ")][-max(2, name.count(" / ") + 1) :]
         kept = [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         if kept:
-            grouped.setdefault(title if bar else "Loss", {})[line] = sorted(kept)
-    return [_chart(title, lines) for title, lines in grouped.items()]
+            found.setdefault((" / ".join(group), title), {})[line] = sorted(kept)
+    return [{"group": group, **_chart(title, lines)} for (group, title), lines in found.items()]
 
 
 def _chart(title: str, lines: Mapping[str, Points]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 from lavis.evaluation.attributes import (
     Vocabulary,
     attribute_accuracy,
+    attribute_shares,
     box_following,
     chance_captions,
     majority_accuracy,
@@ -15,14 +16,26 @@ from lavis.evaluation.attributes import (
     things_named,
 )
 
-WORDS = Vocabulary(colours=["red", "blue", "green"], kinds=["seven", "star", "six"])
+WORDS = Vocabulary(colour=["red", "blue", "green"], kind=["seven", "star", "six"])
+OBJECTS = Vocabulary(kind=["lamp", "table"], proportion=["tall", "low", "long"], posture=["standing", "leaning", "lying"])
 
 
-def test_words_are_whole_and_case_does_not_count() -> None:
-    assert names_thing("The RED, seven-like thing", ("red", "seven"))
-    assert not names_thing("a redder seven", ("red", "seven"))
-    assert not names_thing("a red seventy", ("red", "seven"))
-    assert not names_thing("", ("red", "seven"))
+@pytest.mark.parametrize(
+    ("caption", "right"),
+    [
+        ("The RED, seven-like thing", True),
+        ("a seven that is red, quite red", True),
+        ("a redder seven", False),
+        ("a red seventy", False),
+        ("a seven", False),
+        ("", False),
+        ("red blue seven", False),  # two colours
+        ("a red seven , a red six", False),  # two kinds
+        ("a blue seven , a red six", False),
+    ],
+)
+def test_a_thing_is_named_by_its_words_and_no_others(caption: str, right: bool) -> None:
+    assert names_thing(caption, ("red", "seven"), vocabulary=WORDS) is right
 
 
 def test_vocabulary_is_checked() -> None:
@@ -30,12 +43,35 @@ def test_vocabulary_is_checked() -> None:
         (["light blue"], ["x"], "'light blue' is not a single"),
         (["Red"], ["x"], "'Red' is not a single lower-case word"),
         (["rose"], ["rose"], "both a colour and a kind: rose"),
+        ([], ["rose"], "none is empty"),
     ]:
         with pytest.raises(ValueError, match=message):
-            Vocabulary(colours=colours, kinds=kinds)
-    with pytest.raises(ValueError, match="'pink', 'six'.*blue, green, red; seven, six, star"):
+            Vocabulary(colour=colours, kind=kinds)
+    with pytest.raises(ValueError, match="at least one"):
+        Vocabulary()
+    with pytest.raises(ValueError, match=r"'pink', 'six'.*\(colour, kind\).*blue, green, red; seven, six, star"):
         attribute_accuracy({}, {1: ("pink", "six")}, vocabulary=WORDS)
+    with pytest.raises(ValueError, match="'table', 'low'"):
+        attribute_accuracy({}, {1: ("table", "low")}, vocabulary=OBJECTS)
+    with pytest.raises(ValueError, match="two groups; this vocabulary has kind, proportion, posture"):
+        OBJECTS.pairs("low table")
     assert WORDS.named("Red star, a blue star, red") == (("blue", "red", "red"), ("star", "star"))
+
+
+def test_three_attributes_together_and_each() -> None:
+    truth = {key: ("table", "low", "lying") for key in "abcd"}
+    captions = {
+        "a": "a low table lying on its side",
+        "b": "this tall table is lying on its side",
+        "c": "a low table standing, or lying on its side",
+    }
+    assert attribute_accuracy(captions, truth, vocabulary=OBJECTS) == 0.25
+    assert attribute_shares(captions, truth, vocabulary=OBJECTS) == {"kind": 0.75, "proportion": 0.5, "posture": 0.5}
+    rooms = dict.fromkeys("ab", "room") | dict.fromkeys("cd", "hall")
+    mixed = truth | {"b": ("table", "tall", "lying"), "d": ("table", "low", "leaning")}
+    assert box_following(captions, mixed, rooms, vocabulary=OBJECTS) == 1.0
+    assert box_following({**captions, "b": "lying low table"}, mixed, rooms, vocabulary=OBJECTS) == 0.5
+    assert majority_accuracy([*mixed.values(), list(truth["a"])], mixed.values()) == 0.5  # type: ignore[list-item]
 
 
 def test_regions() -> None:
