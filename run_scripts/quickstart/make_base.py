@@ -58,7 +58,7 @@ def run(name: str, command: Sequence[str], *, base: Path, done: Path, **environm
         assert process.stdout is not None
         for line in process.stdout:
             sys.stdout.write(line)
-            kept.write(line.replace(f"{REPOSITORY}/", ""))  # the logs are shipped
+            kept.write(line.replace(f"{REPOSITORY}/", "").replace(str(base.parent), base.parent.name))  # the logs are shipped
     if process.wait():
         raise SystemExit(f"{name} failed with exit code {process.returncode}: {' '.join(command)}")
     log.info("%s took %.0f s", name, time.perf_counter() - begin)
@@ -82,7 +82,8 @@ def make(output: Path) -> None:
         assert checkpoint is not None, f"{folder} holds no checkpoint"
         export_blip2(checkpoint, blip2, config=config)
     points = base / "pointbert.safetensors"
-    run("pretrain_pointbert", [str(HERE / "pretrain_pointbert.py"), "--output", str(points)], base=base, done=points)
+    command = [str(HERE / "pretrain_pointbert.py"), "--bf16", "--output", str(points)]
+    run("pretrain_pointbert", command, base=base, done=points)
 
 
 def main() -> None:
