@@ -13,7 +13,7 @@ from lavis.datasets.builder import dataset_zoo
 from lavis.models import load_model_from_config, model_zoo
 
 ROOT = Path(__file__).parents[1]
-SHARED = ("common.yaml", "images.yaml")  # named by `base:` in others
+SHARED = ("common.yaml", "images.yaml", "clouds.yaml")  # named by `base:` in others
 RUNS = sorted(path for path in (ROOT / "run_scripts").rglob("*.yaml") if path.name not in SHARED)
 ALL = sorted([*(ROOT / "run_scripts").rglob("*.yaml"), *(ROOT / "lavis/configs").rglob("*.yaml")])
 
