@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
+from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
 
 from lavis.models.language import beam
@@ -30,6 +31,13 @@ class Seq2SeqLM(LanguageModel):
         self.model, self.is_random = load_hf_model(AutoModelForSeq2SeqLM, source, dtype=dtype, overrides={"dense_act_fn": "gelu"})
         self.tokenizer = load_tokenizer(source)
         self.max_txt_len = max_txt_len
+
+    def use_activation(self, name: str) -> None:
+        """Give the feed-forwards another activation, by transformers' name of it ("gelu", "gelu_new", ...)."""
+        self.model.config.dense_act_fn = name
+        for module in self.model.modules():
+            if hasattr(module, "wo") and hasattr(module, "act"):
+                module.act = ACT2FN[name]
 
     def tokenize(self, texts: list[str], *, truncate: bool = True) -> tuple[Tensor, Tensor]:
         """ids and mask [B, L], padded on the right; `</s>` is kept when a text is cut to max_txt_len."""
