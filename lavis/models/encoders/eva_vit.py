@@ -83,7 +83,7 @@ def check_picture(image: Tensor, size: Iterable[int]) -> None:
 
 
 class DropRatesOnCpu(TorchFunctionMode):
-    """timm reads the numbers of `torch.linspace` while it builds; inside this block they stand on the CPU, for meta models too."""
+    """Inside this block `torch.linspace` is on the CPU: timm reads its numbers while it builds, also on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         extra = {"device": "cpu"} if func is torch.linspace else {}
