@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
     Blip2VisionConfig,
     OPTConfig,
     T5Config,
+    T5ForConditionalGeneration,
 )
 
 from tests import tiny
@@ -68,11 +70,23 @@ def captioner(folder: Path, kind: str, *, activation: str | None = "gelu") -> tu
     else:
         text = OPTConfig.from_pretrained(source, vocab_size=image_token + 1)
     model = Blip2ForConditionalGeneration(_config(folder, text, vocab=50, image_token=image_token)).eval()
+    if kind == "t5":  # Flan-T5 has an output layer of its own; transformers 5 ties that of a random model
+        model.language_model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.language_model.shared.weight))
     scatter(model)
     target = folder / f"hf_{kind}"
     model.save_pretrained(target, max_shard_size=SHARD)
     tokenizer.save_pretrained(target)
     return model, str(target)
+
+
+def own_head(source: str, target: Path) -> str:
+    """A copy of a tiny T5 folder whose output layer is its own, as Flan-T5's is, in any version of transformers."""
+    shutil.copytree(source, target)
+    model = T5ForConditionalGeneration.from_pretrained(source)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(model.shared.weight.shape))
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(target)
+    return str(target)
 
 
 def retriever(folder: Path, vocab: int) -> tuple[Blip2ForImageTextRetrieval, str]:

@@ -130,14 +130,14 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
             os.close(folder)
 
 
-def save_weights(state: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> Path:
-    """Write a state dict as a whole: flat for ``.safetensors``, else as ``{"model": state}`` for torch.load.
+def save_weights(state: dict[str, torch.Tensor], path: str | os.PathLike[str], *, beside: dict[str, Any] | None = None) -> Path:
+    """Write a state dict as a whole: flat for ``.safetensors``, else as ``{"model": state}`` and what is ``beside`` it.
 
     ConfigError for another suffix than .safetensors, .pth, .pt or .bin.
     """
     path = Path(path)
     if path.suffix in (".pth", ".pt", ".bin"):
-        return save_checkpoint({"model": state}, path)
+        return save_checkpoint({"model": state, **(beside or {})}, path)
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: the suffix says no format; accepted: .safetensors, .pth, .pt, .bin")
     from safetensors.torch import save_file

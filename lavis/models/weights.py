@@ -221,6 +221,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, layout: str, loa
     if wrong:
         shown = "\n  ".join(wrong[:8]) + ("\n  ..." if len(wrong) > 8 else "")
         raise ConfigError(f"the checkpoint has other sizes than the model ({len(wrong)} tensors):\n  {shown}")
+    _refuse_ties(own, state)
     report = LoadReport(layout=layout)
     with torch.no_grad():
         for name, tensor in state.items():
@@ -235,6 +236,15 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, layout: str, loa
         if name not in loaded and id(tensor) not in tied:
             report.missing[name] = _reason(name, tensor, name in loaded_before)
     return report
+
+
+def _refuse_ties(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """ConfigError when two tensors of a file that differ would go into one tensor of the model."""
+    places: dict[int, str] = {}
+    for name, tensor in state.items():
+        first = places.setdefault(id(own[name]), name) if name in own else name
+        if first != name and not torch.equal(state[first], tensor):
+            raise ConfigError(f"{first} and {name} are one tensor in the model, but differ in the checkpoint")
 
 
 def _reason(name: str, tensor: Tensor, loaded_before: bool) -> str:

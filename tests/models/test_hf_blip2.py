@@ -112,7 +112,10 @@ def test_the_report_explains_every_key(pair: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_a_folder_loads_over_the_llm_of_another_folder(pair: dict[str, Any], folder: Path) -> None:
     """The LLM's own folder has no row for the image token; everything comes from the BLIP-2 folder at once."""
-    ours = load_model_from_config(pair["config"]).eval()
+    config = pair["config"]
+    if pair["kind"] == "t5":
+        config = {**config, "t5_model": hf.own_head(config["t5_model"], folder / "t5_own_head")}
+    ours = load_model_from_config(config).eval()
     rows = ours.llm.model.get_input_embeddings().num_embeddings
     assert rows == pair["ours"].llm.model.get_input_embeddings().num_embeddings - 1
     assert not ours.load_checkpoint(pair["path"]).ignored
@@ -161,11 +164,21 @@ def test_the_t5_of_a_folder_keeps_its_activation(folder: Path) -> None:
     """A folder whose T5 uses the tanh GELU computes with it, however the model was built."""
     theirs, path = hf.captioner(folder / "tanh", "t5", activation=None)
     assert theirs.language_model.config.dense_act_fn == "gelu_new"
-    ours = load_model_from_config(tiny.model_config(folder, "blip2_t5")).eval()
-    name = type(ours.llm.model.encoder.block[0].layer[1].DenseReluDense.act)
+    config = tiny.model_config(folder, "blip2_t5")
+    ours = load_model_from_config({**config, "t5_model": hf.own_head(config["t5_model"], folder / "tanh_own_head")}).eval()
+    before = type(ours.llm.model.encoder.block[0].layer[1].DenseReluDense.act)
     ours.load_checkpoint(path)
-    after = ours.llm.model.encoder.block[0].layer[1].DenseReluDense.act
-    assert type(after) is type(theirs.language_model.encoder.block[0].layer[1].DenseReluDense.act) is not name
+    after = type(ours.llm.model.encoder.block[0].layer[1].DenseReluDense.act)
+    assert after is type(theirs.language_model.encoder.block[0].layer[1].DenseReluDense.act) is not before
+
+
+def test_two_tensors_do_not_go_into_one(folder: Path) -> None:
+    """An OPT with an output layer that is not its embedding is not read into one that ties them."""
+    model = load_model_from_config(tiny.model_config(folder, "blip2_opt"))
+    tied = model.state_dict()["llm.model.lm_head.weight"]
+    state = {"llm.model.lm_head.weight": tied + 1, "llm.model.model.decoder.embed_tokens.weight": tied}
+    with pytest.raises(ConfigError, match="are one tensor in the model, but differ in the checkpoint"):
+        model.load_checkpoint({"model": state})
 
 
 def test_bad_folders_are_refused(pair: dict[str, Any], folder: Path, tmp_path: Path) -> None:
