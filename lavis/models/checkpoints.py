@@ -126,10 +126,11 @@ class Weights:
         for part, base in saved.items():
             was = f"{base['path']}, sha256 {base['sha256'][:12]}"
             if part in self.bases:
-                if base["sha256"] != parts.source_hash(self.bases[part]):
+                now = parts.source_hash(self.bases[part])
+                if base["sha256"] != now:
                     raise ConfigError(
-                        f"it was trained over another {part} (then {was}; now {self.bases[part]}): its adapters do not fit these "
-                        f"frozen weights"
+                        f"it was trained over another {part} (then {was}; now {self.bases[part]}, sha256 {now[:12]}): its "
+                        f"adapters do not fit these frozen weights"
                     )
                 continue
             prefix, key = BASE_KEYS.get(part, (f"{part}.", f"the file of {part}"))

@@ -22,6 +22,7 @@ from lavis.models.encoders.clip_vit import ClipViT
 from lavis.models.encoders.eva_vit import EvaViT, fit_vit_state_dict
 from lavis.models.encoders.point_bert import PointBert
 from lavis.models.language import CausalLM, LanguageModel, Seq2SeqLM
+from lavis.models.language.base import has_words
 from lavis.models.qformer import QFormer
 from lavis.models.weights import KeyMap, load_into
 
@@ -38,6 +39,8 @@ def bert_tokenizer(bert_path: str) -> BertTokenizer:
             f"model.bert_path {bert_path!r} holds no BERT: give a folder with config.json and vocab.txt, or a name in the local "
             f"Hugging Face cache ({str(error).strip().splitlines()[0]})"
         ) from error
+    if not has_words(tokenizer):
+        raise ConfigError(f"model.bert_path {bert_path!r} holds no vocab.txt")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
 

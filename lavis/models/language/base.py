@@ -99,9 +99,20 @@ class LanguageModel(nn.Module, ABC):
 def load_tokenizer(source: str, **kwargs: Any) -> Any:
     """A tokenizer from a folder (or the local Hugging Face cache); ValueError that says what the folder lacks."""
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=True, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, **kwargs)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"no tokenizer could be read from {source!r}: {_first_line(error)}") from error
+    if not has_words(tokenizer):
+        raise ConfigError(
+            f"no tokenizer could be read from {source!r}: it has no vocabulary (tokenizer.json, vocab.json and merges.txt, or a "
+            f"sentencepiece model)"
+        )
+    return tokenizer
+
+
+def has_words(tokenizer: Any) -> bool:
+    """Whether a tokenizer knows anything beside special tokens: transformers 5 makes one of a folder without its files."""
+    return len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) > 1
 
 
 def load_hf_model(
