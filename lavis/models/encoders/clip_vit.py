@@ -2,8 +2,8 @@
 blocks, x * sigmoid(1.702 x) as activation, no final norm.
 
 CLIP ViT-L/14 has 24 blocks; BLIP-2 (arXiv 2301.12597) reads the output of the second last, so `vit.depth` is 23. Copies of LAVIS'
-code differ in this number: a checkpoint wants the depth that it was trained with. Sizes: embed_dim 1024, num_heads 16, mlp_ratio 4,
-patch_size 14, and qformer.input_dim 1024.
+code differ in this number: a checkpoint wants the depth that it was trained with. Sizes: embed_dim 1024, num_heads 16,
+mlp_ratio 4, patch_size 14, and qformer.input_dim 1024.
 
 Files: LAVIS' `clip_vit_L.pth`, OpenAI's (names below `visual.`) and Hugging Face's CLIPVisionModel or CLIPModel.
 """
