@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -21,6 +23,8 @@ from lavis.common.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 HASH_KEY = "content_hash"
+FOLDER_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+WRAPPERS = ("model", "state_dict", "base_model", "module")  # keys under which publishers put a state dict
 _NAME = re.compile(r"checkpoint_(\d+)(?:_step(\d+))?\.pth$")
 
 
@@ -98,13 +102,21 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> Path
     temporary file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = _detached({key: value for key, value in state.items() if key != HASH_KEY})
     plain[HASH_KEY] = content_hash(plain)
+    with _replacing(path) as stream:
+        torch.save(plain, stream)
+    return path
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content becomes ``path`` when the block ends well, and nothing otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
-            torch.save(plain, stream)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -116,7 +128,85 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> Path
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def save_weights(state: dict[str, torch.Tensor], path: str | os.PathLike[str], *, beside: dict[str, Any] | None = None) -> Path:
+    """Write a state dict as a whole: flat for ``.safetensors``, else as ``{"model": state}`` and what is ``beside`` it.
+
+    ConfigError for another suffix than .safetensors, .pth, .pt or .bin.
+    """
+    path = Path(path)
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return save_checkpoint({"model": state, **(beside or {})}, path)
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path}: the suffix says no format; accepted: .safetensors, .pth, .pt, .bin")
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in _detached(state).items():  # safetensors wants every tensor to own its bytes
+        plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    with _replacing(path) as stream:
+        save_file(plain, stream.name, metadata={"format": "pt"})
     return path
+
+
+def weight_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The weight files of a Hugging Face folder: all shards of its index, or its one file.
+
+    MissingCheckpointError names the file or the shard that is not there.
+    """
+    folder = Path(folder)
+    found = next((file for name in FOLDER_FILES if (file := folder / name).is_file()), None)
+    if found is None:
+        raise MissingCheckpointError(f"folder {folder} holds no weights; accepted: {', '.join(FOLDER_FILES)}")
+    if found.suffix != ".json":
+        return [found]
+    try:
+        shards = sorted({Path(name).name for name in json.loads(found.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{found} is no index of weight files: it lacks a weight_map ({error!r})") from error
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise MissingCheckpointError(f"folder {folder} lacks the shard {shard}, which {found.name} names")
+    return [folder / shard for shard in shards]
+
+
+def load_weights(
+    path: str | os.PathLike[str],
+    *,
+    prefix: str | tuple[str, ...] = "",
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """The content of a checkpoint file, or the state dict of a Hugging Face folder over all its shards.
+
+    ``prefix``: of a folder, only the tensors whose names start so. ``progress`` is told of each file before it is read.
+    Errors are those of ``load_checkpoint_file`` and ``weight_files``.
+    """
+    path = Path(path)
+    files = weight_files(path) if path.is_dir() else [path]
+    state: dict[str, Any] = {}
+    for number, file in enumerate(files, 1):
+        if progress is not None and file.is_file():
+            progress(f"reading {file.name} ({number} of {len(files)}, {file.stat().st_size / 1e9:.2f} GB)")
+        content = load_checkpoint_file(file)
+        if not path.is_dir():
+            return content
+        state.update({key: value for key, value in content.items() if key.startswith(prefix)})
+    return state
+
+
+def unwrap(content: dict[str, Any]) -> dict[str, Any]:
+    """The state dict in a checkpoint's content: under ``model``, ``state_dict``, ``base_model`` or ``module``, or itself.
+
+    CheckpointError where no tensor is found.
+    """
+    state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError(f"the checkpoint holds no weights; its keys are {', '.join(map(str, list(content)[:6])) or 'none'}")
+    return tensors
 
 
 def load_checkpoint_file(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Any]:

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertTokenizer
 from transformers.utils import cached_file
 
-from lavis.common.checkpoint import file_hash, load_checkpoint_file
+from lavis.common.checkpoint import CheckpointError, file_hash, load_checkpoint_file, load_weights, unwrap, weight_files
 from lavis.common.config import ConfigError
 from lavis.common.paths import resolve
 from lavis.common.precision import PRECISIONS, frozen_dtype
-from lavis.models.encoders.eva_vit import EvaViT, fit_eva_state_dict
-from lavis.models.encoders.point_bert import PointBert, fit_point_bert_state_dict
+from lavis.models.encoders.clip_vit import ClipViT
+from lavis.models.encoders.eva_vit import EvaViT, fit_vit_state_dict
+from lavis.models.encoders.point_bert import PointBert
 from lavis.models.language import CausalLM, LanguageModel, Seq2SeqLM
+from lavis.models.language.base import has_words
 from lavis.models.qformer import QFormer
-from lavis.models.weights import load_into
+from lavis.models.weights import KeyMap, load_into
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +39,28 @@ def bert_tokenizer(bert_path: str) -> BertTokenizer:
             f"model.bert_path {bert_path!r} holds no BERT: give a folder with config.json and vocab.txt, or a name in the local "
             f"Hugging Face cache ({str(error).strip().splitlines()[0]})"
         ) from error
+    if not has_words(tokenizer):
+        raise ConfigError(f"model.bert_path {bert_path!r} holds no vocab.txt")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
 
 
-def build_vit(cfg: DictConfig) -> EvaViT:
+VITS: dict[str, type[EvaViT] | type[ClipViT]] = {"eva_clip_g": EvaViT, "clip_L": ClipViT}
+
+
+def build_vit(cfg: DictConfig) -> EvaViT | ClipViT:
     """The ViT that `model.vit` describes, with random weights."""
     vit = cfg.vit
-    if vit.vit_model != "eva_clip_g":
-        raise ConfigError(f"model.vit.vit_model is {vit.vit_model!r}; accepted: eva_clip_g")
-    if not cfg.freeze_vit and frozen_dtype(vit.vit_precision, "model.vit.vit_precision") != torch.float32:
+    if vit.vit_model not in VITS:
+        raise ConfigError(f"model.vit.vit_model is {vit.vit_model!r}; accepted: {', '.join(VITS)}")
+    dtype = frozen_dtype(vit.vit_precision, "model.vit.vit_precision")
+    if not cfg.freeze_vit and dtype != torch.float32:
         raise ConfigError(f"model.freeze_vit is false, but vit_precision is {vit.vit_precision}; trained weights need fp32")
-    model = EvaViT(
+    if vit.embed_dim != cfg.qformer.input_dim:
+        raise ConfigError(
+            f"model.qformer.input_dim is {cfg.qformer.input_dim}, but the ViT is {vit.embed_dim} wide (vit.embed_dim)"
+        )
+    model = VITS[vit.vit_model](
         img_size=vit.img_size,
         patch_size=vit.patch_size,
         embed_dim=vit.embed_dim,
@@ -58,14 +70,14 @@ def build_vit(cfg: DictConfig) -> EvaViT:
         drop_path_rate=vit.drop_path_rate,
         grad_checkpoint=vit.use_grad_checkpoint,
     )
-    return model.to(frozen_dtype(vit.vit_precision, "model.vit.vit_precision"))
+    return model.to(dtype)
 
 
-def load_vit(vit: EvaViT, path: str) -> list[str]:
-    """Load a released EVA file into the ViT; returns the loaded names."""
-    content = load_checkpoint_file(path)
-    state, _ = fit_eva_state_dict(content.get("model", content), vit)
-    return _load_encoder(vit, state, path, layout="eva")
+def load_vit(vit: EvaViT | ClipViT, path: str) -> list[str]:
+    """Load the ViT from its released file, or from a BLIP-2 or RegionBLIP checkpoint that holds it; returns the loaded names."""
+    state = _part_of_file(path, "visual_encoder.", hf_prefix=("vision_model.", "query_tokens", "qformer.l"))
+    state, _ = fit_vit_state_dict(state, vit)
+    return _load_encoder(vit, state, path, layout="vit")
 
 
 def build_point_encoder(cfg: DictConfig) -> PointBert:
@@ -75,11 +87,25 @@ def build_point_encoder(cfg: DictConfig) -> PointBert:
 
 
 def load_point_encoder(encoder: PointBert, path: str) -> list[str]:
-    """Load a released Point-BERT / ULIP file into the encoder; returns the loaded names."""
-    content = load_checkpoint_file(path)
-    state = next((content[key] for key in ("base_model", "state_dict", "model") if key in content), content)
-    fitted, _ = fit_point_bert_state_dict(state)
-    return _load_encoder(encoder, fitted, path, layout="point_bert")
+    """Load a released Point-BERT / ULIP file, or a RegionBLIP checkpoint, into the encoder; returns the loaded names."""
+    return _load_encoder(encoder, _part_of_file(path, "point_encoder."), path, layout="point_bert")
+
+
+def _part_of_file(path: str, part: str, *, hf_prefix: str | tuple[str, ...] = "") -> dict[str, Tensor]:
+    """The tensors of one part in a file of any known layout, their names below the part. ConfigError where there are none.
+
+    `hf_prefix`: what of a Hugging Face folder is read.
+    """
+    try:
+        _, renamed = KeyMap(()).rename(unwrap(load_weights(path, prefix=hf_prefix)))
+    except CheckpointError:
+        raise
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    found = {name.removeprefix(part): tensor for name, tensor in renamed.items() if name.startswith(part)}
+    if not found:
+        raise ConfigError(f"{path} holds no {part.removesuffix('.')}; its first keys: {', '.join(sorted(renamed)[:4])}")
+    return found
 
 
 def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], path: str, *, layout: str) -> list[str]:
@@ -158,7 +184,7 @@ def expand_paths(cfg: DictConfig) -> None:
 
 
 def check_files(cfg: DictConfig) -> None:
-    """ConfigError for the first weight file that a model config names and that is not there."""
+    """ConfigError for the first weight file (or Hugging Face folder) that a model config names and that is not there."""
     named = {f"model.{kind}": cfg.get(kind) for kind in ("finetuned", "pretrained") if cfg.get(f"load_{kind}")}
     if cfg.get("load_blip2_pretrain"):
         named["model.blip2_pretrain"] = cfg.blip2_pretrain
@@ -168,7 +194,9 @@ def check_files(cfg: DictConfig) -> None:
     for key, path in named.items():
         if not path:
             raise ConfigError(f"{key} names no file, but its load flag is true")
-        if not resolve(path).is_file():
+        if resolve(path).is_dir():
+            weight_files(resolve(path))
+        elif not resolve(path).is_file():
             raise ConfigError(f"{key}: no file {path}")
     for kind in ("finetuned", "pretrained", "blip2_pretrain"):
         if cfg.get(kind) and not cfg.get(f"load_{kind}"):

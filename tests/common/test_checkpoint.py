@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from lavis.common.checkpoint import (
     find_latest,
     list_checkpoints,
     load_checkpoint_file,
+    load_weights,
     save_checkpoint,
+    save_weights,
+    unwrap,
 )
 
 
@@ -125,6 +129,41 @@ def test_other_formats(tmp_path: Path) -> None:
     assert torch.equal(load_checkpoint_file(tmp_path / "a.safetensors")["a"], torch.ones(2))
     torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "theirs.pth")  # without a hash of its own
     assert "model" in load_checkpoint_file(tmp_path / "theirs.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_in_both_formats(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared and strided tensors too; a failed write leaves the old file and no other."""
+    table = torch.arange(12.0).reshape(3, 4)
+    weights = {"a": table, "tied": table, "column": table[:, 1], "half": table.bfloat16()}
+    path = save_weights(weights, tmp_path / f"a{suffix}", beside={"epoch": 3})
+    found = unwrap(load_weights(path))
+    assert set(found) == set(weights) and all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    if suffix == ".pth":
+        assert load_checkpoint_file(path)["epoch"] == 3
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save_weights({"a": table + 1}, path)
+    monkeypatch.undo()
+    assert torch.equal(unwrap(load_weights(path))["a"], table) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_shards_of_a_folder(tmp_path: Path) -> None:
+    save_file({"llm.a": torch.ones(1), "vit.a": torch.ones(2)}, tmp_path / "model-1.safetensors")
+    save_file({"llm.b": torch.ones(3)}, tmp_path / "model-2.safetensors")
+    shards = {"llm.a": "model-1.safetensors", "vit.a": "model-1.safetensors", "llm.b": "../elsewhere/model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    said: list[str] = []
+    assert set(load_weights(tmp_path, progress=said.append)) == {"llm.a", "vit.a", "llm.b"}, "a shard is one of the folder's own"
+    assert [line.split(",")[0] for line in said] == ["reading model-1.safetensors (1 of 2", "reading model-2.safetensors (2 of 2"]
+    assert set(load_weights(tmp_path, prefix="llm.")) == {"llm.a", "llm.b"}
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(MissingCheckpointError, match="lacks the shard model-2.safetensors"):
+        load_weights(tmp_path)
 
 
 def test_the_furthest_good_file_is_the_latest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

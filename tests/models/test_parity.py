@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lavis.models import load_model_from_config
-from lavis.models.encoders.eva_vit import EvaViT, fit_eva_state_dict
+from lavis.models.encoders.eva_vit import EvaViT, fit_vit_state_dict
 from lavis.models.encoders.point_bert import PointBert, fit_point_bert_state_dict
 from lavis.models.encoders.point_ops import farthest_point_sample, group_points, nearest_neighbours
 from lavis.models.language import Decoding
@@ -202,7 +202,7 @@ def test_zero_shot() -> None:
 def test_eva_position_interpolation(pixels: int) -> None:
     tensors = load_file(folder() / "eva_interp.safetensors")
     vit = EvaViT(**{**VIT, "img_size": pixels, "depth": 1}).eval()
-    state, dropped = fit_eva_state_dict(torch.load(folder() / "eva_vit_tiny.pth", weights_only=True), vit)
+    state, dropped = fit_vit_state_dict(torch.load(folder() / "eva_vit_tiny.pth", weights_only=True), vit)
     vit.load_state_dict(state)
     assert all(name.startswith(("blocks.1.", "norm.", "head.")) for name in dropped)
     torch.testing.assert_close(vit.pos_embed, tensors[f"{pixels}/pos_embed"], atol=1e-6, rtol=0)

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig
+from transformers.utils import cached_file
 
+from lavis.common.checkpoint import load_weights
 from lavis.common.errors import ConfigError
 from lavis.models.losses import TokenLoss
 from lavis.models.modality_lora import CheckpointContexts
@@ -97,15 +99,29 @@ class LanguageModel(nn.Module, ABC):
 def load_tokenizer(source: str, **kwargs: Any) -> Any:
     """A tokenizer from a folder (or the local Hugging Face cache); ValueError that says what the folder lacks."""
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=True, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, **kwargs)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"no tokenizer could be read from {source!r}: {_first_line(error)}") from error
+    if not has_words(tokenizer):
+        raise ConfigError(
+            f"no tokenizer could be read from {source!r}: it has no vocabulary (tokenizer.json, vocab.json and merges.txt, or a "
+            f"sentencepiece model)"
+        )
+    return tokenizer
+
+
+def has_words(tokenizer: Any) -> bool:
+    """Whether a tokenizer knows anything beside special tokens: transformers 5 makes one of a folder without its files."""
+    return len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) > 1
 
 
 def load_hf_model(
     auto_class: Any, source: str, *, dtype: torch.dtype, overrides: dict[str, Any] | None = None
 ) -> tuple[nn.Module, bool]:
-    """A model from a folder or the local cache, and whether its weights are random (a folder with a config and no weights)."""
+    """A model from a folder or the local cache, and whether its weights are random (a folder with a config and no weights).
+
+    `source` may be a Hugging Face BLIP-2: then its language model is read, with the settings of its own config.
+    """
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -113,6 +129,13 @@ def load_hf_model(
             f"no language model at {source!r}: give a folder with config.json, or a name in the local Hugging Face cache "
             f"({_first_line(error)})"
         ) from error
+    is_blip2 = config.model_type == "blip-2"
+    config = config.text_config if is_blip2 else config
+    if type(config) not in auto_class._model_mapping:
+        wanted = "an encoder-decoder (T5)" if auto_class is AutoModelForSeq2SeqLM else "a causal language model (OPT, Llama, ...)"
+        raise ConfigError(f"{source!r} holds a {config.model_type}; {wanted} is expected here")
+    if is_blip2:
+        return _llm_of_blip2(auto_class._model_mapping[type(config)], source, config, dtype), False
     for key, value in (overrides or {}).items():
         setattr(config, key, value)
     folder = Path(source)
@@ -121,6 +144,21 @@ def load_hf_model(
         return auto_class.from_config(config, **{DTYPE_KEY: dtype}), True
     model = auto_class.from_pretrained(source, config=config, local_files_only=True, **{DTYPE_KEY: dtype})
     return model, False
+
+
+def _llm_of_blip2(model_class: Any, source: str, config: PretrainedConfig, dtype: torch.dtype) -> nn.Module:
+    """The language model of a Hugging Face BLIP-2, from the `language_model.*` tensors of its shards."""
+    file = cached_file(source, "config.json", local_files_only=True)
+    state = load_weights(Path(str(file)).parent, prefix="language_model.")
+    state = {name.removeprefix("language_model."): tensor for name, tensor in state.items()}
+    if not state:
+        raise ConfigError(f"{source!r} is a BLIP-2 without a language model (stage 1); name the language model's own folder")
+    model, info = model_class.from_pretrained(
+        None, config=config, state_dict=state, output_loading_info=True, **{DTYPE_KEY: dtype}
+    )
+    if info["missing_keys"]:
+        raise ConfigError(f"{source!r} lacks language_model.{sorted(info['missing_keys'])[0]} of its {config.model_type}")
+    return model
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
+from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
 
 from lavis.models.language import beam
@@ -28,8 +29,24 @@ class Seq2SeqLM(LanguageModel):
     def __init__(self, source: str, *, max_txt_len: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.model, self.is_random = load_hf_model(AutoModelForSeq2SeqLM, source, dtype=dtype, overrides={"dense_act_fn": "gelu"})
+        if self.is_random:
+            self._untie()
         self.tokenizer = load_tokenizer(source)
         self.max_txt_len = max_txt_len
+
+    def _untie(self) -> None:
+        """Give a random model the output layer of its own that T5 1.1 and Flan-T5 have; transformers 5 ties it in any case."""
+        head, shared = self.model.get_output_embeddings(), self.model.get_input_embeddings()
+        if head.weight is shared.weight and getattr(self.model.config, "scale_decoder_outputs", True) is False:
+            head.weight = nn.Parameter(torch.empty_like(shared.weight).normal_(std=self.model.config.d_model**-0.5))
+            self.model.config.tie_word_embeddings = False
+
+    def use_activation(self, name: str) -> None:
+        """Give the feed-forwards another activation, by transformers' name of it ("gelu", "gelu_new", ...)."""
+        self.model.config.dense_act_fn = name
+        for module in self.model.modules():
+            if hasattr(module, "wo") and hasattr(module, "act"):
+                module.act = ACT2FN[name]
 
     def tokenize(self, texts: list[str], *, truncate: bool = True) -> tuple[Tensor, Tensor]:
         """ids and mask [B, L], padded on the right; `</s>` is kept when a text is cut to max_txt_len."""
