@@ -6,6 +6,7 @@ set -euo pipefail
 
 name=regionblip_opt-2.7b_freeze-qformer_regloss_pcqformer_A10040G
 export NNODES="${NNODES:-4}"
-exec "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "run_scripts/train/$name.yaml" \
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+exec "$here/../launch.sh" "$here/$name.yaml" \
     run.output_dir="training_dir/${name}_4node" run.max_epoch=30 \
     model.enable_aux_regloss=true model.aux_regloss_weight=1.0 "$@"
