@@ -242,6 +242,6 @@ def load_dataset_config(cfg_path: str | Path, name: str | None = None) -> DictCo
         raise ConfigError(f"{cfg_path} has no block datasets{f'.{name}' if name else ''}")
     block = datasets[name if name is not None else next(iter(datasets))]
     try:
-        return OmegaConf.create(OmegaConf.to_container(block, resolve=True) if block is not None else {})
+        return DictConfig(OmegaConf.to_container(block, resolve=True) if block is not None else {})
     except OmegaConfBaseException as error:
         raise ConfigError(f"{cfg_path}: {error.full_key}: {error.msg or error}") from error

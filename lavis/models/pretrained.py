@@ -57,7 +57,7 @@ def pretrained_config(
     weights = model_defaults(arch, model_type=model_type).get("weights") or {}
     named = [weights.get(key) or {} for key in ("+", model_type)]  # "+": of every type
     own = {"arch": arch, "model_type": model_type}
-    cfg = merge_model_config(OmegaConf.merge(*named, OmegaConf.create(dict(overrides or {})), own))
+    cfg = merge_model_config(DictConfig(OmegaConf.merge(*named, OmegaConf.create(dict(overrides or {})), own)))
     missing = {}
     for key in _file_keys(cfg):
         name = OmegaConf.select(cfg, key)
