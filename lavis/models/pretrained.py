@@ -29,6 +29,7 @@ SOURCES = {  # what a missing file's name says of where it can be had
     r"point_bert_pretrained\.pt": "a Point-BERT of ULIP, github.com/salesforce/ULIP",
     r"regionblip_.*\.pth": "its authors released none: train it with run_scripts/train",
 }
+CHECKPOINTS = ("finetuned", "pretrained", "blip2_pretrain")  # keys that a load_ key switches
 TRAINED = ("pretrained", "finetuned")  # the files that a checkpoint given by hand can stand in for
 
 
@@ -58,6 +59,9 @@ def pretrained_config(
     named = [weights.get(key) or {} for key in ("+", model_type)]  # "+": of every type
     own = {"arch": arch, "model_type": model_type}
     cfg = merge_model_config(DictConfig(OmegaConf.merge(*named, OmegaConf.create(dict(overrides or {})), own)))
+    for key in CHECKPOINTS:
+        if cfg.get(f"load_{key}") and not cfg.get(key):
+            cfg[f"load_{key}"] = False
     missing = {}
     for key in _file_keys(cfg):
         name = OmegaConf.select(cfg, key)
@@ -84,14 +88,14 @@ def _is_here(source: str) -> bool:
     """Whether a Hugging Face folder, or a name in the local cache, has a config.json."""
     try:
         return (parts.source_folder(source) / "config.json").is_file()
-    except OSError:  # what Hugging Face says of names that it could not hold
+    except (OSError, ValueError):  # what Hugging Face says, old and new, of names that it could not hold
         return False
 
 
 def _file_keys(cfg: DictConfig) -> Iterator[str]:
     """The keys of the weight files that a configuration reads."""
-    for key in ("finetuned", "pretrained", "blip2_pretrain"):
-        if cfg.get(f"load_{key}") and cfg.get(key) and not (key == "pretrained" and cfg.get("load_finetuned")):
+    for key in CHECKPOINTS:
+        if cfg.get(f"load_{key}") and not (key == "pretrained" and cfg.get("load_finetuned")):
             yield key
     for part in ("vit", "pointbert"):
         if cfg.get(part) is not None and cfg[part].get("pretrained"):

@@ -135,6 +135,16 @@ def test_paths_by_override_and_checkpoint(folder: Path, elsewhere: Path) -> None
         load_model(arch, model_type, checkpoint="absent.pth", overrides=small)
 
 
+def test_a_path_set_to_none_is_left_out(folder: Path, elsewhere: Path) -> None:
+    """RegionBLIP without a checkpoint of its own: BLIP-2's weights stay, its own are not looked for."""
+    saved = save_files(folder, "regionblip_opt", "pretrain_opt2.7b", elsewhere / "cache")
+    (elsewhere / "cache/regionblip_pretrain_opt2.7b.pth").unlink()
+    overrides = sizes(folder, "regionblip_opt", pretrained=None)
+    model = load_model("regionblip_opt", "pretrain_opt2.7b", overrides=overrides)
+    assert torch.equal(model.branches["image"].query_tokens, saved.branches["image"].query_tokens)
+    assert not model.cfg.load_pretrained
+
+
 def test_a_part_that_no_file_holds_is_refused_unless_allowed(
     folder: Path, elsewhere: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
