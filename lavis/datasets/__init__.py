@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lavis.datasets.builder import dataset_zoo, load_dataset
+    from lavis.datasets.builder import dataset_zoo, load_dataset, load_dataset_config
 
-__all__ = ["dataset_zoo", "load_dataset"]
+__all__ = ["dataset_zoo", "load_dataset", "load_dataset_config"]
 
 
 def __getattr__(name: str) -> Any:

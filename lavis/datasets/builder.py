@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lavis.common.config import load_yaml, merge_dataset_config
 from lavis.common.errors import ConfigError, listed, unknown
 from lavis.common.modalities import MODALITIES, TASK_NAMES, modality_of
 from lavis.common.paths import get_cache_root, resolve
 from lavis.common.registry import registry
+from lavis.common.zoo import Zoo
 from lavis.datasets.samples import BaseDataset
 from lavis.processors import BaseProcessor, load_processor
 
@@ -86,6 +88,13 @@ class BaseDatasetBuilder:
     def use_root(self, folder: str | Path) -> None:
         """Look below `folder` for what the rows name, instead of where the configuration says."""
         self.config["build_info"].setdefault(self.config["data_type"], {})["storage"] = str(folder)
+
+    def use_data_type(self, data_type: str) -> None:
+        """Read from another block of build_info; ConfigError names those there are."""
+        blocks = [key for key in self._node("build_info") if key != "annotations"]
+        if data_type not in blocks:
+            raise ConfigError(unknown(self._key("data_type"), data_type, blocks))
+        self.config["data_type"] = data_type
 
     def _sources(self, split: str) -> dict[str, Any]:
         """What the dataset class of a split takes beside the annotation: a folder and processors."""
@@ -198,18 +207,7 @@ def _check_md5(path: Path, expected: str) -> None:
         logger.warning("%s has md5 %s, the configuration says %s", path, digest.hexdigest(), expected)
 
 
-class DatasetZoo:
-    """The registered datasets."""
-
-    def get_names(self) -> list[str]:
-        """Every name that `load_dataset` accepts."""
-        return registry.list_builders()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.get_names()
-
-
-dataset_zoo = DatasetZoo()
+dataset_zoo = Zoo("builder", heading="Datasets", types="DATASET_CONFIG_DICT", without_types=True)
 
 
 def load_dataset(
@@ -218,25 +216,32 @@ def load_dataset(
     vis_path: str | Path | None = None,
     data_type: str | None = None,
 ) -> dict[str, BaseDataset]:
-    """The splits of a dataset, as {split: dataset}.
+    """The splits of a dataset that have a file, as {split: dataset}.
 
-    `cfg_path`: a YAML with a block datasets.<name>; `vis_path`: the folder of the pictures or clouds; `data_type`:
-    which block of build_info holds that folder. Processors that are not configured pass pictures and texts
-    through as they are.
+    `cfg_path`: a YAML with a block datasets.<name>, such as one that trains or evaluates on it; `vis_path`: the folder of the
+    pictures or clouds; `data_type`: which block of build_info holds that folder. Processors that are not configured pass
+    pictures and texts through as they are. UnknownNameError names the datasets, ConfigError a file or block that is not there.
     """
     builder_cls = registry.get_builder_class(name)
-    block: dict[str, Any] = {}
-    if cfg_path is not None:
-        datasets = load_yaml(cfg_path).get("datasets")
-        if not isinstance(datasets, dict) or name not in datasets:
-            raise ConfigError(f"{cfg_path} has no block datasets.{name}")
-        block = datasets[name] or {}
+    block = {} if cfg_path is None else load_dataset_config(cfg_path, name)
     builder: BaseDatasetBuilder = builder_cls(block)
     if data_type is not None:
-        builder.config["data_type"] = data_type
+        builder.use_data_type(data_type)
     if vis_path is not None:
         builder.use_root(vis_path)
     for kind in ("vis_processor", "text_processor"):
         stages = builder.config.get(kind) or {}
         builder.config[kind] = {stage: stages.get(stage) or {"name": "identity"} for stage in ("train", "eval")}
     return builder.build_datasets()
+
+
+def load_dataset_config(cfg_path: str | Path, name: str | None = None) -> DictConfig:
+    """The block datasets.<name> of a YAML as it stands there, references and variables filled in; without a name, the first."""
+    datasets = OmegaConf.create(load_yaml(cfg_path)).get("datasets")
+    if not datasets or (name is not None and name not in datasets):
+        raise ConfigError(f"{cfg_path} has no block datasets{f'.{name}' if name else ''}")
+    block = datasets[name if name is not None else next(iter(datasets))]
+    try:
+        return DictConfig(OmegaConf.to_container(block, resolve=True) if block is not None else {})
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{cfg_path}: {error.full_key}: {error.msg or error}") from error

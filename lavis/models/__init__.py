@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lavis.common.config import merge_model_config, model_defaults
+from lavis.common.config import ConfigError, merge_model_config, model_defaults
 from lavis.common.precision import building_for
 from lavis.common.registry import registry
+from lavis.common.zoo import Zoo
 from lavis.models.base_model import BaseModel
+from lavis.models.pretrained import find, pretrained_config
 from lavis.processors import load_processor
 
 logger = logging.getLogger(__name__)
@@ -44,13 +46,24 @@ def load_model(
     is_eval: bool = False,
     device: str | torch.device = "cpu",
     checkpoint: str | None = None,
+    *,
+    overrides: Mapping[str, Any] | DictConfig | None = None,
 ) -> BaseModel:
-    """LAVIS' loader: a registered arch and type; `checkpoint` is loaded over the weights that the type names."""
-    model = load_model_from_config({"arch": name, "model_type": model_type}, device=device)
+    """LAVIS' loader: a registered arch and type with the weights that the type names (lavis/models/pretrained.py).
+
+    `checkpoint` is loaded over them; the type's own trained file may then be absent. `overrides`: model keys, paths and sizes
+    among them, that go over those of the type. ConfigError names each file that cannot be had and the key that says where it
+    is, before anything is built; and parts that no file held weights of, unless overrides set `allow_random_init: true`.
+    """
+    cfg = pretrained_config(name, model_type, overrides=overrides, checkpoint=checkpoint)
+    model = load_model_from_config(cfg, device=device)
     if checkpoint is not None:
-        model.load_checkpoint(checkpoint)
+        model.load_checkpoint(find(str(checkpoint)) or checkpoint)
     if random := model.random_parts(for_evaluation=is_eval):
-        logger.warning("%s %s: these parts hold random weights, no file was named for them: %s", name, model_type, random)
+        what = f"{name} {model_type}: no file held weights of {', '.join(random)}"
+        if not cfg.get("allow_random_init"):
+            raise ConfigError(f"{what}; name files that do (overrides, checkpoint), or set allow_random_init: true in overrides")
+        logger.warning("%s; they are random", what)
     model = model.to(device)
     return model.eval() if is_eval else model
 
@@ -68,32 +81,22 @@ def load_preprocess(config: Mapping[str, Any] | DictConfig) -> tuple[dict[str, A
 
 
 def load_model_and_preprocess(
-    name: str, model_type: str, is_eval: bool = False, device: str | torch.device = "cpu"
+    name: str,
+    model_type: str,
+    is_eval: bool = False,
+    device: str | torch.device = "cpu",
+    *,
+    checkpoint: str | None = None,
+    overrides: Mapping[str, Any] | DictConfig | None = None,
 ) -> tuple[BaseModel, dict[str, Any], dict[str, Any]]:
-    """A model of a registered type with its visual and text processors."""
-    model = load_model(name, model_type, is_eval=is_eval, device=device)
-    return model, *load_preprocess(model_defaults(name, model_type=model_type).get("preprocess") or {})
+    """A model of a registered type (see `load_model`) with its visual and text processors, for pictures of the model's size."""
+    model = load_model(name, model_type, is_eval, device, checkpoint, overrides=overrides)
+    node = OmegaConf.create(model_defaults(name, model_type=model_type).get("preprocess") or {})
+    size = OmegaConf.select(getattr(model, "cfg", None) or OmegaConf.create({}), "vit.img_size")
+    for spec in (node.get("vis_processor") or {}).values():
+        if size is not None and "image_size" in spec:
+            spec.image_size = size
+    return model, *load_preprocess(node)
 
 
-class ModelZoo:
-    """The registered archs and their types: iterates as (arch, [types]), prints as a table, len() counts types."""
-
-    def _table(self) -> dict[str, list[str]]:
-        archs = {
-            name: list(getattr(registry.get_model_class(name), "PRETRAINED_MODEL_CONFIG_DICT", ()))
-            for name in registry.list_models()
-        }
-        return {name: types for name, types in sorted(archs.items()) if types}
-
-    def __iter__(self) -> Iterator[tuple[str, list[str]]]:
-        return iter(self._table().items())
-
-    def __len__(self) -> int:
-        return sum(len(types) for types in self._table().values())
-
-    def __str__(self) -> str:
-        rows = [("Architectures", "Types"), ("=" * 28, "=" * 28), *((a, ", ".join(t)) for a, t in self)]
-        return "\n".join(f"{arch:<30} {types}" for arch, types in rows)
-
-
-model_zoo = ModelZoo()
+model_zoo = Zoo("model", heading="Architectures", types="PRETRAINED_MODEL_CONFIG_DICT", without_types=False)

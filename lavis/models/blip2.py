@@ -335,7 +335,7 @@ def global_row_mean(local_mean: Tensor, rows: int) -> Tensor:
 class Blip2Qformer(Blip2Base):
     """BLIP-2 stage 1: the Q-Former learns from ITC, ITM and ITG."""
 
-    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain": "configs/models/blip2.yaml"}
+    PRETRAINED_MODEL_CONFIG_DICT = dict.fromkeys(("pretrain", "pretrain_vitL", "coco"), "configs/models/blip2.yaml")
 
 
 @registry.register_model("blip2_opt")
@@ -353,6 +353,7 @@ class Blip2T5(Blip2Base):
     """BLIP-2 stage 2 with a frozen T5."""
 
     PRETRAINED_MODEL_CONFIG_DICT = dict.fromkeys(
-        ("pretrain_flant5xl", "pretrain_flant5xxl", "caption_coco_flant5xl"), "configs/models/blip2_t5.yaml"
+        ("pretrain_flant5xl", "pretrain_flant5xl_vitL", "pretrain_flant5xxl", "caption_coco_flant5xl"),
+        "configs/models/blip2_t5.yaml",
     )
     llm_kind = "t5"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
-from lavis.datasets import dataset_zoo, load_dataset
+from lavis.datasets import dataset_zoo, load_dataset, load_dataset_config
 from lavis.datasets.captions import CaptionDataset, CaptionEvalDataset, CocoCaptionBuilder
 from lavis.datasets.samples import AnnotationError
 from tests.datasets.files import write_images, write_json
@@ -155,3 +155,42 @@ def test_load_dataset(folder: Path) -> None:
         load_dataset("coco_caption", cfg_path=folder / "none.yaml")
     with pytest.raises(ConfigError, match="coco_caption"):
         load_dataset("coco_captoin")
+
+
+def test_load_dataset_reads_a_published_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A YAML that evaluates a model gives its dataset, references and environment variables filled in."""
+    rows = [{"image": "x_1.png", "image_id": "1", "bbox": [1, 2, 30, 20], "caption": "left"}]
+    for split in ("train", "test"):
+        write_json(folder / f"refer/refcoco/Refcoco_{split}.json", rows)
+    write_images(folder / "refer/images", ["x_1.png"])
+    monkeypatch.setenv("REFER", str(folder / "refer"))
+    path = Path(__file__).parents[2] / "run_scripts/shared/refcoco.yaml"
+    datasets = load_dataset("general_box_caption", cfg_path=path)
+    assert datasets["train"][0]["image"].shape == (3, 224, 224) and datasets["test"][0]["image"].shape == (3, 364, 364)
+    assert datasets["test"][0]["image_id"] == "1_box_1_2_30_20"
+    assert load_dataset_config(path) == load_dataset_config(path, "general_box_caption")
+    assert load_dataset_config(path).build_info.images.storage == str(folder / "refer/images")
+    with pytest.raises(ConfigError, match="no block datasets.coco_caption"):
+        load_dataset_config(path, "coco_caption")
+    (folder / "unset.yaml").write_text("datasets: {coco_caption: {data_type: '${oc.env:NOT_SET_ANYWHERE}'}}")
+    with pytest.raises(ConfigError, match="unset.yaml.*NOT_SET_ANYWHERE"):
+        load_dataset_config(folder / "unset.yaml")
+
+
+def test_load_dataset_with_another_block_of_build_info(folder: Path) -> None:
+    annotations = {"test": {"storage": str(folder / "test.json")}}
+    path = folder / "my.yaml"
+    OmegaConf.save(OmegaConf.create({"datasets": {"coco_caption": {"build_info": {"annotations": annotations}}}}), path)
+    datasets = load_dataset("coco_caption", path, folder / "images", "images")
+    assert datasets["test"][0]["image"].size == (40, 30)
+    with pytest.raises(ConfigError, match=r"datasets\.coco_caption\.data_type 'image'. Did you mean 'images'.*Accepted: images"):
+        load_dataset("coco_caption", path, folder / "images", "image")
+
+
+def test_the_zoo_prints_and_iterates() -> None:
+    lines = str(dataset_zoo).splitlines()
+    assert lines[1].split() == ["Datasets", "Types"]
+    table = dict(dataset_zoo)
+    assert list(table) == dataset_zoo.get_names() and len(dataset_zoo) == sum(map(len, table.values()))
+    assert table["mobilenet40"] == ["default", "ensemble"] and any(line.split() == ["coco_caption", "default"] for line in lines)
+    assert "coco_captoin" not in dataset_zoo
