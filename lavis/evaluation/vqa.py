@@ -29,7 +29,8 @@ MOST_PERIODS = 32  # the official code passes re.UNICODE, which is 32, where the
 NUMBER_WITH_COMMA = re.compile(r"\d,\d")
 
 ARTICLES = ("a", "an", "the")
-NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
 
 # a word that lacks one of its apostrophes gets it back: couldnt've and couldn'tve are couldn't've
 _CONTRACTIONS = """
@@ -40,7 +41,7 @@ someone'd've someone'll someone's something'd something'd've something'll that's
 they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
 where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
 y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 
 
 def _missing_one(word: str) -> list[str]:
@@ -48,7 +49,7 @@ def _missing_one(word: str) -> list[str]:
     return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
 
 
-CONTRACTIONS = {short: word for word in _CONTRACTIONS for short in _missing_one(word)} | {"somebody'd": "somebodyd"}
+CONTRACTIONS = {short: word for word in _CONTRACTIONS.split() for short in _missing_one(word)} | {"somebody'd": "somebodyd"}
 
 
 def normalise_punctuation(text: str) -> str:
