@@ -21,6 +21,7 @@ from lavis.common.precision import PRECISIONS, frozen_dtype
 from lavis.models.encoders.eva_vit import EvaViT, fit_eva_state_dict
 from lavis.models.encoders.point_bert import PointBert, fit_point_bert_state_dict
 from lavis.models.language import CausalLM, LanguageModel, Seq2SeqLM
+from lavis.models.lemmatizer import load_lemmatizer
 from lavis.models.qformer import QFormer
 from lavis.models.weights import load_into
 
@@ -158,7 +159,9 @@ def expand_paths(cfg: DictConfig) -> None:
 
 
 def check_files(cfg: DictConfig) -> None:
-    """ConfigError for the first weight file that a model config names and that is not there."""
+    """ConfigError for the first file that a model config names and that is not there, and for a lemmatizer without spaCy."""
+    if cfg.get("apply_lemmatizer"):
+        load_lemmatizer()
     named = {f"model.{kind}": cfg.get(kind) for kind in ("finetuned", "pretrained") if cfg.get(f"load_{kind}")}
     if cfg.get("load_blip2_pretrain"):
         named["model.blip2_pretrain"] = cfg.blip2_pretrain
