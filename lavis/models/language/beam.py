@@ -25,6 +25,7 @@ from transformers import (
     MinLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -32,6 +33,7 @@ from lavis.common import dist_utils
 from lavis.models.language.base import Decoding
 
 START_SCORE = -1e9
+TOP_K = 50  # sampling draws among the 50 likeliest tokens at most: the default of transformers, which LAVIS leaves as it is
 
 Going = Callable[[bool], bool]  # some row is open here -> another step
 Processors = Callable[[Any, Any], Any]  # (tokens [B*K, L], scores [B*K, V]) -> scores
@@ -76,6 +78,7 @@ def processors(decoding: Decoding, eos: list[int], device: torch.device) -> Proc
     if decoding.use_nucleus_sampling:
         if decoding.temperature != 1.0:
             chain.append(TemperatureLogitsWarper(decoding.temperature))
+        chain.append(TopKLogitsWarper(TOP_K))
         if decoding.top_p < 1.0:
             chain.append(TopPLogitsWarper(decoding.top_p))
     return chain
