@@ -120,30 +120,58 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
 # Several processes
 
 
-def build(config: dict[str, Any]) -> Any:
+def build(config: dict[str, Any], *, hasty: bool) -> Any:
+    """A model that counts its steps; `hasty`: what it says first is made the token that ends a text."""
     torch.manual_seed(0)
-    return load_model_from_config(config).eval()
+    model: Any = load_model_from_config(config).eval()
+    lm, row = model.llm, model.rows["image"]
+    if hasty:
+        with torch.no_grad(), model.router.route(row.name):
+            prefix = model.branch(row.name).llm_proj(model.look(tiny.image_batch(rows=1), row).hidden)
+            first = lm.decode(prefix, prompts=[model.default_prompt(row)], decoding=Decoding(num_beams=1, max_length=3))
+        lm.end_ids = [int(first.sequences[0, 1])]
+        lm.model.config.eos_token_id = lm.end_ids[0]
+    model.steps = 0
+
+    def count(*_: Any) -> None:
+        model.steps += 1
+
+    lm.model.register_forward_pre_hook(count)
+    return model
 
 
-def captions(config: dict[str, Any], shard: bool) -> list[list[str]]:
-    """Rank 0 decodes long texts, rank 1 short ones and, unless the model is sharded, one batch less."""
-    model, arch = build(config), config["arch"]
-    rank, found = dist_utils.get_rank(), []
+def told(model: Any, rank: int) -> list[Any]:
+    """Texts about one picture, or on rank 0 about three, and in how many steps of the language model."""
+    batch = tiny.image_batch(rows=1 if rank else 3)
+    ways: list[dict[str, Any]] = [
+        {"num_beams": 1},
+        {"num_beams": 3, "length_penalty": -3.0},
+        {"use_nucleus_sampling": True, "top_p": 0.0},
+    ]
+    found = []
+    for way in ways:
+        model.steps = 0
+        texts = model.generate(batch, max_length=20, min_length=0 if rank else 18, **way)
+        found.append((texts, model.steps))
+    return found
+
+
+def captions(config: dict[str, Any], shard: bool) -> list[Any]:
+    """What this process tells of its pictures, twice on rank 0 where nothing is sharded."""
+    rank = dist_utils.get_rank()
+    model = build(config, hasty=bool(rank))
     if shard:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         lm, mesh = model.llm.model, init_device_mesh("cpu", (2,))
-        for block in [*lm.encoder.block, *lm.decoder.block] if arch.endswith("t5") else lm.model.decoder.layers:
+        for block in [*lm.encoder.block, *lm.decoder.block] if config["arch"].endswith("t5") else lm.model.decoder.layers:
             fully_shard(block, mesh=mesh)
         assert dist_utils.is_sharded(model.llm)
     with dist_utils.single_process():
-        for number in range(3 if shard else 3 - rank):
-            batch = tiny.image_batch(rows=2 + rank, seed=number)
-            for settings in ({"num_beams": 1}, {"num_beams": 3}, {"use_nucleus_sampling": True, "top_p": 0.0}):
-                length = 30 if shard else 30 - 20 * rank
-                found.append(model.generate(batch, max_length=length, **settings))
-            found.append(model.predict_answers({**batch, "text_input": ["what?"] * (2 + rank)}, num_beams=2))
+        found = told(model, rank)
+        if not shard and not rank:
+            assert told(model, rank) == found
     return found
 
 
@@ -151,17 +179,14 @@ def captions(config: dict[str, Any], shard: bool) -> list[list[str]]:
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("shard", [False, True], ids=["whole", "sharded"])
 def test_processes_that_are_done_at_different_times(tmp_path: Path, arch: str, shard: bool) -> None:
-    """Nobody waits for ever, and each gets what one process gets alone. Sharded blocks are gathered in every step."""
+    """Nobody waits for ever, and each gets what one process gets alone. Sharded blocks are gathered in every step, so then
+    all take the steps of the longest text."""
     if shard and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
         pytest.skip("FSDP of this torch needs CUDA")
     config = tiny.model_config(tmp_path / "model", arch)
     found = run_distributed(captions, config, shard, folder=tmp_path / "returned")
-    model = build(config)
-    for rank in range(2):
-        batch = tiny.image_batch(rows=2 + rank, seed=0)
-        length = 30 if shard else 30 - 20 * rank
-        assert found[rank][1] == model.generate(batch, num_beams=3, max_length=length)
-        assert found[rank][0] == found[rank][2] == model.generate(batch, num_beams=1, max_length=length)
-        answers = model.predict_answers({**batch, "text_input": ["what?"] * (2 + rank)}, num_beams=2)
-        assert found[rank][3] == answers
-    assert [len(rank) for rank in found] == ([12, 12] if shard else [12, 8])
+    alone = [told(build(config, hasty=bool(rank)), rank) for rank in range(2)]
+    assert [[texts for texts, _ in rank] for rank in found] == [[texts for texts, _ in rank] for rank in alone]
+    steps = [[count for _, count in rank] for rank in alone]
+    assert steps[1][0] == steps[1][2] == 1 < min(steps[0]) and max(steps[1]) <= max(steps[0]), steps
+    assert [[count for _, count in rank] for rank in found] == ([steps[0]] * 2 if shard else steps)
