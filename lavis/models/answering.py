@@ -56,6 +56,7 @@ class Answering:
         if self.llm is None:
             raise ValueError("answers need a language model; this arch has none")
         questions = formatted(prompt, as_list(samples["text_input"]))
+        self.llm.check_questions(questions)
         row = self.row_of(samples)
         with self.router.route(row.name):
             hidden = self.look(samples, row).hidden

@@ -136,6 +136,16 @@ def test_models_answer_and_rank(models: dict[str, Any], arch: str) -> None:
             model.predict_answers(batch, **options)
 
 
+def test_cut_questions_are_told_once(lms: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    long = "question: what color is the square? short answer: " * 9
+    lms["opt"].check_questions(QUESTIONS)
+    lms["t5"].check_questions([long])
+    assert not caplog.records
+    for _ in range(2):
+        lms["opt"].check_questions([long])
+    assert [record.message.split(",")[1] for record in caplog.records] == [" model.max_txt_len being 48"]
+
+
 def test_format_of_a_question() -> None:
     assert formatted("", ["a?"]) == ["a?"]
     assert formatted("Is it {}? Say.", ["{red}"]) == ["Is it {red}? Say."]
@@ -164,7 +174,7 @@ def test_answers_are_learned(tmp_path: Path, arch: str) -> None:
     for _ in range(40):
         losses = model(batch)
         first = float(losses.loss.detach()) if first is None else first
-        assert {name for name, value in losses.items() if float(value)} == {"loss", "loss_llm"}
+        assert {name for name, value in losses.items() if float(value.detach())} == {"loss", "loss_llm"}
         optimizer.zero_grad()
         losses.loss.backward()
         optimizer.step()

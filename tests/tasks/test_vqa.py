@@ -35,7 +35,9 @@ class Answerer(FakeModel):
         return {"loss": self.shared.weight.sum()}
 
 
-def dataset_of(folder: Path, *files: Path, cls: Any = VQAEvalDataset, rows: list[dict[str, Any]] | None = None) -> Any:
+def dataset_of(
+    folder: Path, *files: Path, cls: Any = VQAEvalDataset, rows: list[dict[str, Any]] | None = None, size: int = 16
+) -> Any:
     write_images(folder, ["x_1.png", "x_2.png"])
     rows = rows or [
         {"image": "x_1.png", "question": "say red", "question_id": 11, "answer": ["red"] * 4},
@@ -43,8 +45,11 @@ def dataset_of(folder: Path, *files: Path, cls: Any = VQAEvalDataset, rows: list
         {"image": "gone.png", "question": "say no", "question_id": 13, "answer": ["no"] * 4},
     ]
     ann = write_json(folder / "val.json", rows)
-    text_processor = load_processor("blip_question")
-    return cls(**options(folder, ann, *files, split="val", text_processor=text_processor, name="coco_vqa"))
+    processors = {
+        "vis_processor": load_processor("blip_image_eval", {"image_size": size}),
+        "text_processor": load_processor("blip_question"),
+    }
+    return cls(**options(folder, ann, *files, split="val", name="coco_vqa", **processors))
 
 
 def task_of(folder: Path, **run: Any) -> Any:

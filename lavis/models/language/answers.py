@@ -11,6 +11,7 @@ Mixed into the two language models. Shapes: B rows, P prefix positions, H model 
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
+
+logger = logging.getLogger(__name__)
 
 ANCHOR = "answer:"  # a text that ends in a sign, behind which the tokens of an answer are looked at
 
@@ -44,6 +47,16 @@ def sequence_scores(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
 
 class CausalAnswers:
     """Answers of decoder-only models."""
+
+    _told_of_cut = False
+
+    def check_questions(self: Any, questions: list[str]) -> None:
+        """Warn once of questions that max_txt_len cuts: as published, it is their end that is lost, "Short answer:" first."""
+        longest = max((len(self.tokenizer(question).input_ids) for question in questions), default=0)
+        if longest > self.max_txt_len and not self._told_of_cut:
+            self._told_of_cut = True
+            cut = f"a question has {longest} tokens and loses its end, model.max_txt_len being {self.max_txt_len}"
+            logger.warning("%s, as published; a larger max_txt_len keeps it", cut)
 
     def _answer_ids(self: Any, question: str, answer: str) -> list[int]:
         """Tokens of an answer and its end, as they stand behind a question: with a space, unless there is no question."""
@@ -93,6 +106,9 @@ class CausalAnswers:
 
 class Seq2SeqAnswers:
     """Answers of T5 models."""
+
+    def check_questions(self: Any, questions: list[str]) -> None:
+        """Nothing to say: the encoder reads questions whole."""
 
     def answer_loss(self: Any, prefix: Tensor, *, questions: list[str], answers: list[str]) -> TokenLoss:
         """Cross entropy of the answers behind prefix [B, P, H] and questions, which as in generation are never cut."""

@@ -87,6 +87,10 @@ class LanguageModel(nn.Module, ABC):
         """Cross entropy of the target texts behind prefix [B, P, H] and the prompts, not yet divided by the token count."""
 
     @abstractmethod
+    def check_questions(self, questions: list[str]) -> None:
+        """Warn of questions that will not be read whole."""
+
+    @abstractmethod
     def answer_loss(self, prefix: Tensor, *, questions: list[str], answers: list[str]) -> TokenLoss:
         """Cross entropy of the answers alone, behind prefix [B, P, H] and the questions, not yet divided by the token count."""
 
