@@ -41,6 +41,7 @@ setup(
     ],
     extras_require={
         "quickstart": ["scikit-learn>=1.3"],
+        "lemmatizer": ["spacy>=3.7"],  # and its model: python -m spacy download en_core_web_sm
         "tensorboard": ["tensorboard>=2.14"],
         "dev": ["pytest>=8", "ruff", "mypy", "peft>=0.14", "types-PyYAML"],
     },

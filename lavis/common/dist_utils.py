@@ -56,6 +56,25 @@ def single_process() -> Iterator[None]:
         _alone = before
 
 
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether FSDP holds parameters of the module in shards, so that its forward pass is collective."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return any(isinstance(part, (FSDPModule, FullyShardedDataParallel)) for part in module.modules())
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process. Collective, also inside ``single_process``: for loops over a sharded module,
+    which every process must leave after the same number of rounds."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return flag
+    count = torch.tensor(int(flag))
+    dist.all_reduce(count, op=dist.ReduceOp.MAX)
+    return bool(count)
+
+
 def pick_device(name: str | None) -> torch.device:
     """``run.device``: null means CUDA where there is one, else the CPU; asking for CUDA without one gives the
     CPU, so that one YAML serves both."""

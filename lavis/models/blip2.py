@@ -29,8 +29,9 @@ from lavis.common.modalities import modality_of
 from lavis.common.registry import registry
 from lavis.common.seeding import shared_rng
 from lavis.models import losses, parts
+from lavis.models.answering import as_list
 from lavis.models.base_model import BaseModel, Losses
-from lavis.models.captioner import Captioner, as_list
+from lavis.models.captioner import Captioner
 from lavis.models.checkpoints import Weights
 from lavis.models.encoding import Encoding
 from lavis.models.language import LanguageModel
@@ -211,8 +212,10 @@ class Blip2Base(Encoding, Captioner, Weights, BaseModel):
         return Losses(loss=total, **{f"loss_{name}": value for name, value in weighted.items()})
 
     def _losses(self, samples: Mapping[str, Any], row: Modality, looked: Looked) -> dict[str, Tensor]:
-        """Unweighted losses of the row."""
+        """Unweighted losses of the row. A batch with `text_output` has questions, and teaches the answers alone."""
         hidden, tokens, _, cache = looked
+        if samples.get("text_output") is not None:
+            return {"llm": global_mean(self.answer_loss(samples, row, hidden))}
         texts, branch = as_list(samples["text_input"]), self.branch(row.name)
         if len(texts) != tokens.rows:
             raise ValueError(f"{len(texts)} texts for {tokens.rows} rows")

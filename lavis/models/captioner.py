@@ -1,4 +1,4 @@
-"""What a trained model is asked for: captions, answers, features, and the captions of boxes on one picture.
+"""What a trained model is asked for: captions, features, and the captions of boxes on one picture (answers: `answering.py`).
 
 Mixed into `Blip2Base`; everything here runs the same encode and query pass as training.
 """
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavis.common.dist_utils import is_sharded
 from lavis.datasets.geometry import pixel_boxes_to_normalised
+from lavis.models.answering import Answering, as_list
 from lavis.models.language import Decoding
 from lavis.models.language.beam import decode
 from lavis.models.losses import query_text_similarity
@@ -30,12 +32,7 @@ logger = logging.getLogger(__name__)
 FEATURE_MODES = ("multimodal", "image", "text")
 
 
-def as_list(texts: str | Sequence[str]) -> list[str]:
-    """One text, or several, as a list."""
-    return [texts] if isinstance(texts, str) else list(texts)
-
-
-class Captioner:
+class Captioner(Answering):
     """Inference half of `Blip2Base`."""
 
     ignores_prompts = False  # True: samples["prompt"] has no effect (published RegionBLIP with T5)
@@ -100,44 +97,9 @@ class Captioner:
         decoded = decode(
             step, rows=len(looked.hidden), start=tokenizer.bos_token_id, eos=[tokenizer.sep_token_id], pad=tokenizer.pad_token_id,
             max_length=decoding.max_length, decoding=decoding, device=self.device,
+            sharded=is_sharded(qformer),
         )  # fmt: skip
         return tokenizer.batch_decode(decoded.sequences, skip_special_tokens=True)
-
-    @torch.no_grad()
-    def predict_answers(
-        self: Any,
-        samples: Mapping[str, Any],
-        num_beams: int = 5,
-        inference_method: str = "generate",
-        max_len: int = 10,
-        min_len: int = 1,
-        num_ans_candidates: int = 128,
-        answer_list: Sequence[str] | None = None,
-        prompt: str = "",
-        length_penalty: float | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """Answers to samples["text_input"], one per row; `prompt` is a format for the question ("Question: {} Short answer:").
-
-        length_penalty defaults to the published 0 for causal models and -1 for T5. Only `inference_method` "generate" is known;
-        num_ans_candidates and answer_list belong to ranking and are accepted for LAVIS' sake.
-        """
-        if inference_method != "generate":
-            raise ValueError(f"inference_method {inference_method!r} is unknown; accepted: generate")
-        if self.llm is None:
-            raise ValueError("answers need a language model; this arch has none")
-        questions = as_list(samples["text_input"])
-        prompts = [prompt.format(question) if prompt else question for question in questions]
-        decoding = Decoding(
-            num_beams=num_beams, max_new_tokens=max_len, min_length=min_len,
-            length_penalty=self.llm.answer_length_penalty if length_penalty is None else length_penalty,
-        )  # fmt: skip
-        row = self.row_of(samples)
-        with self.router.route(row.name):
-            hidden = self.look(samples, row).hidden
-            if len(prompts) != len(hidden):
-                raise ValueError(f"{len(prompts)} questions for {len(hidden)} rows")
-            return self.llm.generate(self.branch(row.name).llm_proj(hidden), prompts=prompts, decoding=decoding)
 
     @torch.no_grad()
     def extract_features(self: Any, samples: Mapping[str, Any], mode: str = "multimodal") -> BlipOutputFeatures:

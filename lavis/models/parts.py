@@ -23,6 +23,7 @@ from lavis.models.encoders.eva_vit import EvaViT, fit_vit_state_dict
 from lavis.models.encoders.point_bert import PointBert
 from lavis.models.language import CausalLM, LanguageModel, Seq2SeqLM
 from lavis.models.language.base import has_words
+from lavis.models.lemmatizer import load_lemmatizer
 from lavis.models.qformer import QFormer
 from lavis.models.weights import KeyMap, load_into
 
@@ -184,7 +185,10 @@ def expand_paths(cfg: DictConfig) -> None:
 
 
 def check_files(cfg: DictConfig) -> None:
-    """ConfigError for the first weight file (or Hugging Face folder) that a model config names and that is not there."""
+    """ConfigError for the first file or Hugging Face folder that a model config names and that is not there, and for a
+    lemmatizer without spaCy."""
+    if cfg.get("apply_lemmatizer"):
+        load_lemmatizer()
     named = {f"model.{kind}": cfg.get(kind) for kind in ("finetuned", "pretrained") if cfg.get(f"load_{kind}")}
     if cfg.get("load_blip2_pretrain"):
         named["model.blip2_pretrain"] = cfg.blip2_pretrain

@@ -35,7 +35,9 @@ def evaluate_dataset(
     """Metrics of one dataset, the same on every process.
 
     Each process works on its share alone (no collective within a batch, as shares may be unequal), then rows
-    are gathered. Draws follow from the seed and the number of the batch, so an evaluation can be repeated.
+    are gathered. The batches of a sharded model are collective all the same: a process that has fewer of them
+    takes a batch again, and drops its rows, until all are done. Draws follow from the seed and the number of the
+    batch, so an evaluation can be repeated.
     """
     start = time.perf_counter()
     shared = bool(run_cfg.use_dist_eval_sampler)
@@ -50,11 +52,17 @@ def evaluate_dataset(
     batches = math.ceil((high - low) / batch_size)
     shown = MetricLogger().log_every(loader, int(run_cfg.log_freq), f"evaluating {name}", total=batches)
     seed, dtype = int(run_cfg.seed), amp_dtype(run_cfg, device)
+    rounds = max(dist_utils.all_gather_objects(batches)) if dist_utils.is_sharded(model) else batches
     with dist_utils.single_process(), torch.no_grad():
+        samples: Any = None
         for index, samples in enumerate(shown):
             seed_step(seed, index, rank)
             with autocast(dtype, device):
                 rows.extend(task.valid_step(model, to_device(samples, device)))
+        for _ in range(rounds - batches):
+            samples = samples or dataset.collater([dataset[0]])
+            with autocast(dtype, device):
+                task.valid_step(model, to_device(samples, device))
     clear_step()
     metrics = task.after_evaluation(
         rows if shared or rank == 0 else [], split_name=name, epoch=epoch, result_dir=output_dir / "result", dataset=dataset

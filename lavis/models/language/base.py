@@ -9,6 +9,7 @@ Shapes: B rows, P prefix positions (the projected queries), H model width.
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,10 @@ class Decoding:
         for name in ("num_beams", "max_length", "num_captions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, low, high in (("top_p", 0.0, 1.0), ("temperature", 1e-6, math.inf), ("repetition_penalty", 1e-6, math.inf)):
+            if not low <= getattr(self, name) <= high:
+                accepted = "from 0 to 1" if name == "top_p" else "above 0"
+                raise ValueError(f"{name} must be {accepted}, got {getattr(self, name)}")
         if not self.use_nucleus_sampling and self.num_captions > self.num_beams:
             raise ValueError(f"num_captions {self.num_captions} needs as many beams; num_beams is {self.num_beams}")
 
@@ -82,6 +87,18 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def loss(self, prefix: Tensor, *, prompts: list[str], targets: list[str]) -> TokenLoss:
         """Cross entropy of the target texts behind prefix [B, P, H] and the prompts, not yet divided by the token count."""
+
+    @abstractmethod
+    def check_questions(self, questions: list[str]) -> None:
+        """Warn of questions that will not be read whole."""
+
+    @abstractmethod
+    def answer_loss(self, prefix: Tensor, *, questions: list[str], answers: list[str]) -> TokenLoss:
+        """Cross entropy of the answers alone, behind prefix [B, P, H] and the questions, not yet divided by the token count."""
+
+    @abstractmethod
+    def rank_answers(self, prefix: Tensor, *, questions: list[str], answers: list[str], candidates: int) -> list[str]:
+        """The likeliest of the answers for each row; `candidates` of them, by their first token, are read whole."""
 
     @abstractmethod
     def generate(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> list[str]:

@@ -25,13 +25,17 @@ from transformers import (
     MinLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from lavis.common import dist_utils
 from lavis.models.language.base import Decoding
 
 START_SCORE = -1e9
+TOP_K = 50  # sampling draws among the 50 likeliest tokens at most: the default of transformers, which LAVIS leaves as it is
 
+Going = Callable[[bool], bool]  # some row is open here -> another step
 Processors = Callable[[Any, Any], Any]  # (tokens [B*K, L], scores [B*K, V]) -> scores
 
 # step(tokens [B*K, L], rows [B*K] into the previous step's rows, or None at the first step) -> next-token logits [B*K, V]
@@ -74,6 +78,7 @@ def processors(decoding: Decoding, eos: list[int], device: torch.device) -> Proc
     if decoding.use_nucleus_sampling:
         if decoding.temperature != 1.0:
             chain.append(TemperatureLogitsWarper(decoding.temperature))
+        chain.append(TopKLogitsWarper(TOP_K))
         if decoding.top_p < 1.0:
             chain.append(TopPLogitsWarper(decoding.top_p))
     return chain
@@ -89,14 +94,20 @@ def decode(
     max_length: int,
     decoding: Decoding,
     device: torch.device,
+    sharded: bool = False,
 ) -> Decoded:
-    """Decode `rows` rows with beams, greedily (one beam) or by nucleus sampling; `max_length` counts the start token."""
+    """Decode `rows` rows with beams, greedily (one beam) or by nucleus sampling; `max_length` counts the start token.
+
+    No step is collective unless the model is `sharded`: then each process goes on until all are done, or one that is done
+    early would leave the others waiting for its shards.
+    """
     chain = processors(decoding, eos, device)
+    going = dist_utils.any_process if sharded else bool
     if decoding.use_nucleus_sampling or decoding.num_beams == 1:
         tokens = torch.full((rows * decoding.num_captions, 1), start, device=device)
-        return _sample(step, tokens, eos, pad, max_length, chain, greedy=not decoding.use_nucleus_sampling)
+        return _sample(step, tokens, eos, pad, max_length, chain, going, greedy=not decoding.use_nucleus_sampling)
     tokens = torch.full((rows * decoding.num_beams, 1), start, device=device)
-    return _beam_search(step, tokens, rows, eos, pad, max_length, chain, decoding)
+    return _beam_search(step, tokens, rows, eos, pad, max_length, chain, going, decoding)
 
 
 def _sample(
@@ -106,12 +117,13 @@ def _sample(
     pad: int,
     max_length: int,
     chain: Processors,
+    going: Going,
     *,
     greedy: bool,
 ) -> Decoded:
     ends = torch.tensor(eos, device=tokens.device)
     open_rows = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-    while tokens.shape[1] < max_length and bool(open_rows.any()):
+    while tokens.shape[1] < max_length and going(bool(open_rows.any())):
         logits = chain(tokens, step(tokens, None).float())
         picked = logits.argmax(-1) if greedy else torch.multinomial(F.softmax(logits, dim=-1), 1).squeeze(1)
         picked = torch.where(open_rows, picked, pad)
@@ -128,6 +140,7 @@ def _beam_search(
     pad: int,
     max_length: int,
     chain: Processors,
+    going: Going,
     decoding: Decoding,
 ) -> Decoded:
     beams, device = decoding.num_beams, tokens.device
@@ -136,7 +149,7 @@ def _beam_search(
     scores = torch.full((rows, beams), START_SCORE, device=device)
     scores[:, 0] = 0.0
     origin: Tensor | None = None
-    while tokens.shape[1] < max_length and not all(done):
+    while tokens.shape[1] < max_length and going(not all(done)):
         log_probs = chain(tokens, F.log_softmax(step(tokens, origin).float(), dim=-1))
         vocabulary = log_probs.shape[-1]
         candidates = (log_probs + scores.view(-1, 1)).view(rows, beams * vocabulary)

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from lavis.common.dist_utils import is_sharded
 from lavis.common.errors import ConfigError
 from lavis.models.language import beam
+from lavis.models.language.answers import CausalAnswers
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
 
 NEWLINE = "\n"
 
 
-class CausalLM(LanguageModel):
+class CausalLM(CausalAnswers, LanguageModel):
     """OPT, Llama and other decoder-only models, unmodified."""
 
     lora_targets = r"q_proj|v_proj"
@@ -73,11 +75,15 @@ class CausalLM(LanguageModel):
         ids, mask = self.tokenize([text + self.end_text for text in targets], side="right")
         labels = ids.masked_fill(mask == 0, IGNORE)
         labels[:, : self.prompt_length] = IGNORE
+        return token_cross_entropy(self.read(prefix, ids, mask), labels)
+
+    def read(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits [B, L, V] that predict ids [B, L], padded on the right as mask [B, L] says, behind prefix [B, P, H]."""
         embeds = torch.cat([prefix.to(self.dtype), self.embed(ids)], dim=1)
         seen = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
         keep = {"logits_to_keep": ids.shape[1] + 1} if self._takes_logits_to_keep else {}
         logits = self.model(inputs_embeds=embeds, attention_mask=seen, use_cache=False, **keep).logits
-        return token_cross_entropy(logits[:, -ids.shape[1] - 1 : -1], labels)
+        return logits[:, -ids.shape[1] - 1 : -1]
 
     def generate(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> list[str]:
         """Texts behind prefix and prompts, stripped. Prompts are padded on the left, between prefix and prompt."""
@@ -101,6 +107,7 @@ class CausalLM(LanguageModel):
             max_length=budget,
             decoding=decoding,
             device=prefix.device,
+            sharded=is_sharded(self.model),
         )
 
 

@@ -15,12 +15,14 @@ from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCach
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
 
+from lavis.common.dist_utils import is_sharded
 from lavis.models.language import beam
+from lavis.models.language.answers import Seq2SeqAnswers
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
 
 
-class Seq2SeqLM(LanguageModel):
+class Seq2SeqLM(Seq2SeqAnswers, LanguageModel):
     """T5 models, unmodified but for the activation named in their config."""
 
     lora_targets = r"q|v"
@@ -59,8 +61,8 @@ class Seq2SeqLM(LanguageModel):
         embeds = torch.cat([prefix.to(self.dtype), self.embed(ids)], dim=1)
         return embeds, torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
 
-    def loss(self, prefix: Tensor, *, prompts: list[str], targets: list[str]) -> TokenLoss:
-        embeds, seen = self._encoder_input(prefix, prompts, truncate=True)
+    def loss(self, prefix: Tensor, *, prompts: list[str], targets: list[str], truncate: bool = True) -> TokenLoss:
+        embeds, seen = self._encoder_input(prefix, prompts, truncate=truncate)
         ids, mask = self.tokenize(targets)
         labels = ids.masked_fill(mask == 0, IGNORE)
         start = torch.full_like(ids[:, :1], self.model.config.decoder_start_token_id)
@@ -93,6 +95,7 @@ class Seq2SeqLM(LanguageModel):
             max_length=new_tokens + 1,
             decoding=decoding,
             device=prefix.device,
+            sharded=is_sharded(self.model),
         )
 
 
