@@ -26,8 +26,8 @@ class RegionPosition(nn.Module):
         self.roi: nn.Linear | None = None  # see setup_roi
 
     def setup_roi(self, token_width: int) -> None:
-        """Add a layer for the region's own features [B, C] (ablation `region_features: roi`). It starts from zero, so that a model
-        that has learned without it says what it said."""
+        """Add a layer for the region's own features [B, C] (ablation `region_features: roi`). It starts from zero: a model that
+        has learned without it says what it said."""
         self.roi = nn.Linear(token_width, self.reg.in_features)
         nn.init.zeros_(self.roi.weight)
         nn.init.zeros_(self.roi.bias)
