@@ -54,8 +54,8 @@ def test_an_empty_mask_becomes_a_full_one() -> None:
     assert rf.all_if_none(mask).tolist() == [[False, True, False], [True, True, True]]
 
 
-def test_pooling_a_box_of_whole_cells_is_their_mean_where_features_are_level() -> None:
-    """RoIAlign interpolates, so cells of one value each side of the box's middle give that value; a linear ramp gives its middle."""
+def test_pooling_a_box_gives_the_middle_of_a_ramp() -> None:
+    """RoIAlign interpolates between the cells' centres, so the mean of a linear ramp over a box is its value at the box's middle."""
     ramp = torch.arange(6).float().add(0.5).div(6)
     maps = torch.stack([ramp.expand(6, 6), ramp[:, None].expand(6, 6), torch.full((6, 6), 3.0)])  # x, y, constant
     patches = maps.flatten(1).T[None]

@@ -42,6 +42,7 @@ class MiniPointNet(nn.Module):
         local = _linear(relu(norm(_linear(groups.reshape(-1, channels), widen))), narrow)
         whole = local.view(clouds * count, size, -1).amax(dim=1)
         widen, norm, relu, narrow = self.second_conv
+        assert isinstance(widen, nn.Conv1d)
         of_whole, of_local = widen.weight.squeeze(-1).split(whole.shape[1], dim=1)
         mixed = F.linear(local, of_local).view(clouds * count, size, -1) + F.linear(whole, of_whole, widen.bias).unsqueeze(1)
         points = _linear(relu(norm(mixed.flatten(0, 1))), narrow)
