@@ -55,7 +55,7 @@ def test_an_empty_mask_becomes_a_full_one() -> None:
 
 
 def test_pooling_a_box_gives_the_middle_of_a_ramp() -> None:
-    """RoIAlign interpolates between the cells' centres, so the mean of a linear ramp over a box is its value at the box's middle."""
+    """RoIAlign interpolates between the cells' centres, so a linear ramp's mean over a box is its value in the box's middle."""
     ramp = torch.arange(6).float().add(0.5).div(6)
     maps = torch.stack([ramp.expand(6, 6), ramp[:, None].expand(6, 6), torch.full((6, 6), 3.0)])  # x, y, constant
     patches = maps.flatten(1).T[None]

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
@@ -110,8 +111,8 @@ def load_hf_model(
         config: PretrainedConfig = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"no language model at {source!r}: give a folder with config.json, or a name in the local Hugging Face cache "
-            f"({_first_line(error)})"
+            f"no language model at {source!r}: give a folder with config.json of a model that transformers "
+            f"{transformers.__version__} knows, or a name in the local Hugging Face cache ({_first_line(error)})"
         ) from error
     for key, value in (overrides or {}).items():
         setattr(config, key, value)
@@ -119,7 +120,12 @@ def load_hf_model(
     if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
         logger.warning("%s holds no weights: the language model starts from random numbers", source)
         return auto_class.from_config(config, **{DTYPE_KEY: dtype}), True
-    model = auto_class.from_pretrained(source, config=config, local_files_only=True, **{DTYPE_KEY: dtype})
+    try:
+        model = auto_class.from_pretrained(source, config=config, local_files_only=True, **{DTYPE_KEY: dtype})
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"{source!r} ({config.model_type}) cannot be loaded as {auto_class.__name__}: {_first_line(error)}"
+        ) from error
     return model, False
 
 

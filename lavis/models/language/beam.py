@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     MinLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -64,11 +65,22 @@ class _Finished:
         return full and self.beams[-1][0] >= best_candidate / length**self.length_penalty
 
 
-def processors(decoding: Decoding, eos: list[int], device: torch.device) -> Processors:
-    """The logits processors that a decoding asks for."""
+class _BehindStart(LogitsProcessor):
+    """A processor that does not see the start token."""
+
+    def __init__(self, inner: LogitsProcessor) -> None:
+        self.inner = inner
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return self.inner(input_ids[:, 1:], scores)
+
+
+def processors(decoding: Decoding, eos: list[int], device: torch.device, *, start_is_text: bool = True) -> Processors:
+    """The logits processors that a decoding asks for; `start_is_text`: the start token counts as a repeated token, as in 4.31."""
     chain = LogitsProcessorList()
     if decoding.repetition_penalty != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
+        penalty = RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty)
+        chain.append(penalty if start_is_text else _BehindStart(penalty))
     if decoding.min_length > 0:
         chain.append(MinLengthLogitsProcessor(decoding.min_length, eos, device=str(device)))
     if decoding.use_nucleus_sampling:
@@ -89,9 +101,13 @@ def decode(
     max_length: int,
     decoding: Decoding,
     device: torch.device,
+    start_is_text: bool = True,
 ) -> Decoded:
-    """Decode `rows` rows with beams, greedily (one beam) or by nucleus sampling; `max_length` counts the start token."""
-    chain = processors(decoding, eos, device)
+    """Decode `rows` rows with beams, greedily (one beam) or by nucleus sampling; `max_length` counts the start token.
+
+    `start_is_text` False: the start token only counts; a repetition penalty leaves it alone (it may be the end token).
+    """
+    chain = processors(decoding, eos, device, start_is_text=start_is_text)
     if decoding.use_nucleus_sampling or decoding.num_beams == 1:
         tokens = torch.full((rows * decoding.num_captions, 1), start, device=device)
         return _sample(step, tokens, eos, pad, max_length, chain, greedy=not decoding.use_nucleus_sampling)
