@@ -161,15 +161,13 @@ class Blip2Base(Encoding, Captioner, Weights, BaseModel):
             raise ValueError(f"samples['modality'] is {name!r}; this model knows {', '.join(self.rows)}")
         return self.rows[modality_of(name)]
 
-    def queries(self, samples: Mapping[str, Any], row: Modality, rows: int) -> Tensor:
+    def queries(self, samples: Mapping[str, Any], row: Modality, tokens: EncoderTokens) -> Tensor:
         """Query embeddings of a batch [B, Q, D], with the region's position where the row has one."""
-        position = self.position(samples, row)
-        if position is not None and len(position) != rows:
-            raise ValueError(f"{len(position)} regions for {rows} rows; give image_index when regions share images")
-        return self.branch(row.name).queries(rows, position, use_position=not self.cfg.ablation_no_posembed)
+        position = self.position(samples, row, tokens.rows)
+        return self.branch(row.name).queries(tokens.rows, position, use_position=not self.cfg.ablation_no_posembed)
 
-    def position(self, samples: Mapping[str, Any], row: Modality) -> Tensor | None:
-        """The region positions of a batch; None for a row without regions. ValueError when absent or bad."""
+    def position(self, samples: Mapping[str, Any], row: Modality, rows: int) -> Tensor | None:
+        """The region positions of a batch of `rows`; None for a row without regions. ValueError when absent or bad."""
         region = self.branch(row.name).region
         if region is None:
             return None
@@ -177,6 +175,8 @@ class Blip2Base(Encoding, Captioner, Weights, BaseModel):
             raise ValueError(f"modality {row.name!r} needs samples[{region.key!r}]")
         if samples[region.key].is_cpu or not self.training:  # a training step on a GPU does not wait for a check
             region.check(samples[region.key])
+        if len(samples[region.key]) != rows:
+            raise ValueError(f"{len(samples[region.key])} regions for {rows} rows; give image_index when regions share images")
         return samples[region.key].to(self.device)
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -195,7 +195,7 @@ class Blip2Base(Encoding, Captioner, Weights, BaseModel):
     def look(self, samples: Mapping[str, Any], row: Modality) -> Looked:
         """Encode a batch and let its queries look at it."""
         tokens = self.encode(samples, row)
-        queries = self.queries(samples, row, tokens.rows)
+        queries = self.queries(samples, row, tokens)
         hidden, cache = self.qformer_of(row).query_pass(queries, tokens)
         return Looked(hidden, tokens, queries, cache)
 
@@ -237,7 +237,7 @@ class Blip2Base(Encoding, Captioner, Weights, BaseModel):
             prompts = [self.default_prompt(row)] * len(texts)
             found["llm"] = global_mean(self.llm.loss(branch.llm_proj(hidden), prompts=prompts, targets=texts))
         if row.weight("reg") and branch.region is not None:
-            position = self.position(samples, row)
+            position = self.position(samples, row, len(texts))
             assert position is not None
             found["reg"] = global_row_mean(branch.region.loss(hidden, position), len(texts))
         return found
@@ -310,7 +310,8 @@ class Blip2Base(Encoding, Captioner, Weights, BaseModel):
     def _gather_tokens(self, tokens: EncoderTokens) -> EncoderTokens:
         if dist_utils.get_world_size() == 1:
             return tokens
-        return EncoderTokens(dist_utils.gather_with_grad(tokens.per_row(tokens.embeds)))
+        seen = None if tokens.seen is None else dist_utils.gather_with_grad(tokens.seen.float()).bool()
+        return EncoderTokens(dist_utils.gather_with_grad(tokens.per_row(tokens.embeds)), seen=seen)
 
     def lm_loss(self, row: Modality, ids: Tensor, mask: Tensor, cache: list[KeyValue]) -> Tensor:
         """ITG: the text behind the cached queries, `[DEC]` in place of `[CLS]`, labels smoothed by 0.1."""

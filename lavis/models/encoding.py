@@ -58,8 +58,11 @@ class Encoding:
         inputs, index = samples.get(row.encoder), samples.get(f"{row.encoder}_index")
         if inputs is None:
             raise ValueError(f"modality {row.name!r} needs samples[{row.encoder!r}]")
-        embeds = self.image_tokens(inputs) if row.encoder == "image" else self.cloud_tokens(inputs)
-        return EncoderTokens(embeds, None if index is None else index.to(self.device))
+        index = None if index is None else index.to(self.device)
+        if row.encoder == "image":
+            return EncoderTokens(self.image_tokens(inputs), index)
+        embeds, centres = self.cloud_groups(inputs)
+        return EncoderTokens(embeds, index, centres)
 
     def image_tokens(self: Any, image: Tensor) -> Tensor:
         """image [I, 3, S, S] -> [I, T, C]. ln_vision computes in float32, as published."""
@@ -79,7 +82,12 @@ class Encoding:
 
     def cloud_tokens(self: Any, pointcloud: Tensor) -> Tensor:
         """pointcloud [I, N, 3 or 6] -> [I, 1 + groups, C]. Sampling starts at point 0 in evaluation, anywhere in training."""
+        return self.cloud_groups(pointcloud)[0]
+
+    def cloud_groups(self: Any, pointcloud: Tensor) -> tuple[Tensor, Tensor]:
+        """As `cloud_tokens`, and the centres of the groups [I, groups, 3] in the cloud's coordinates."""
         grad = torch.is_grad_enabled() and not self.cfg.freeze_point_encoder
         with torch.set_grad_enabled(grad), torch.autocast(self.device.type, enabled=False):
-            tokens = self.point_encoder(pointcloud.to(self.device, torch.float32), random_start=self.training)
-        return self.pc_adapter(tokens)
+            cloud = pointcloud.to(self.device, torch.float32)
+            tokens, centres = self.point_encoder(cloud, random_start=self.training, with_centres=True)
+        return self.pc_adapter(tokens), centres

@@ -30,10 +30,16 @@ class KeyValue(NamedTuple):
 
 @dataclass
 class EncoderTokens:
-    """What the queries look at: `embeds` [I, T, C], and for every row which of the I inputs it reads (None: row i reads i)."""
+    """What the queries look at: `embeds` [I, T, C], and for every row which of the I inputs it reads (None: row i reads i).
+
+    centres [I, T - 1, 3]: where the tokens of a cloud lie, the class token left out. seen [B, T] bool: the tokens that a row's
+    queries may look at (None: all).
+    """
 
     embeds: Tensor
     index: Tensor | None = None
+    centres: Tensor | None = None
+    seen: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -41,8 +47,9 @@ class EncoderTokens:
         return len(self.embeds) if self.index is None else len(self.index)
 
     def select(self, rows: Tensor) -> EncoderTokens:
-        """The same tokens for other rows: row j of the result reads what row `rows[j]` read."""
-        return EncoderTokens(self.embeds, rows if self.index is None else self.index[rows])
+        """The same tokens for other rows: row j of the result reads, and sees, what row `rows[j]` did."""
+        seen = None if self.seen is None else self.seen[rows]
+        return EncoderTokens(self.embeds, rows if self.index is None else self.index[rows], self.centres, seen)
 
     def per_row(self, projected: Tensor) -> Tensor:
         """Spread a tensor over inputs [I, ...] to rows [B, ...]."""
@@ -160,7 +167,8 @@ class Layer(nn.Module):
                 if tokens is None:
                     raise ValueError("queries need encoder tokens to attend to")
                 source = self.crossattention.self.project(tokens.embeds)
-                q = self.crossattention(q, KeyValue(*(tokens.per_row(t) for t in source)), None)
+                seen = None if tokens.seen is None else tokens.seen[:, None, None, :]
+                q = self.crossattention(q, KeyValue(*(tokens.per_row(t) for t in source)), seen)
             parts.append(self.output_query(self.intermediate_query(q), q))
         if x.shape[1] > num_query:
             text = x[:, num_query:]

@@ -23,6 +23,14 @@ class RegionPosition(nn.Module):
         self.key, self.size = REGION_KINDS[kind]
         self.posembed = nn.Sequential(nn.Linear(self.size, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, width))
         self.reg = nn.Linear(width, self.size)
+        self.roi: nn.Linear | None = None  # see setup_roi
+
+    def setup_roi(self, token_width: int) -> None:
+        """Add a layer for the region's own features [B, C] (ablation `region_features: roi`). It starts from zero: a model that
+        has learned without it says what it said."""
+        self.roi = nn.Linear(token_width, self.reg.in_features)
+        nn.init.zeros_(self.roi.weight)
+        nn.init.zeros_(self.roi.bias)
 
     def flatten(self, position: Tensor) -> Tensor:
         """box [B, 4] or corners [B, 8, 3] -> [B, n]; ValueError on another shape."""

@@ -2,32 +2,61 @@
 
 Differs from `blip2` in four things: every modality has LoRA pairs in the Q-Former and the LLM, regions enter by position (PaFE),
 the BLIP-2 half stays frozen so that image captions stay what they were, and BLIP-2 checkpoints load into the image branch.
-`regionblip_opt` and `regionblip_t5` are two names of one class.
+`regionblip_opt` and `regionblip_t5` are two names of one class. Its ablations are switches of the config (`check_switches`,
+`region_features.py`).
+
+Shapes: B rows, T encoder tokens, Q queries, D Q-Former width.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
+from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
-from lavis.models import parts
+from lavis.models import parts, region_features
 from lavis.models.blip2 import Blip2Base
+from lavis.models.modality import Modality
 from lavis.models.modality_lora import adapter_parameters, inject_modality_lora
-from lavis.models.qformer import QFormer
+from lavis.models.qformer import EncoderTokens, QFormer
 
 logger = logging.getLogger(__name__)
 
 QFORMER_TARGETS = "query|value"  # of self- and cross-attention
+ENCODER_OF = {"box": "image", "corners": "pointcloud"}  # whose tokens a region kind can be laid over
+SWITCHES: dict[str, tuple[str | None, ...]] = {
+    "region_features": (None, "roi"),
+    "region_attention": ("all", "region"),
+    "corner_axes": ("published", "plain"),
+}
+
+
+def check_switches(cfg: DictConfig) -> None:
+    """ConfigError for an ablation switch whose value is unknown."""
+    for key, accepted in SWITCHES.items():
+        if cfg[key] not in accepted:
+            names = ", ".join(value or "null" for value in accepted)
+            raise ConfigError(f"model.{key} is {cfg[key]!r}; accepted: {names}")
+    if cfg.lora.rank < 1:
+        raise ConfigError(f"model.lora.rank is {cfg.lora.rank}; accepted: whole numbers from 1")
+    if cfg.aux_regloss_weight < 0:
+        raise ConfigError(f"model.aux_regloss_weight is {cfg.aux_regloss_weight}; accepted: numbers from 0")
 
 
 class RegionBLIP(Blip2Base):
     """RegionBLIP over any language model of the language interface."""
 
     IMAGE = "image"  # the modality that BLIP-2 brings
+
+    def __init__(self, cfg: DictConfig) -> None:
+        check_switches(cfg)
+        super().__init__(cfg)
 
     @classmethod
     def modality_rows(cls, cfg: DictConfig) -> dict[str, Any]:
@@ -44,6 +73,21 @@ class RegionBLIP(Blip2Base):
         super().setup_qformers()
         if any(row.qformer == "Qformer_pc" for row in self.rows.values()):
             self.Qformer_pc: QFormer = parts.build_qformer(self.cfg, self.tokenizer)
+
+    def setup_branches(self) -> None:
+        super().setup_branches()
+        roi, limited = self.cfg.region_features == "roi", self.cfg.region_attention == "region"
+        for name, row in self.rows.items():
+            region = self.branch(name).region
+            if region is None or not (roi or limited):
+                continue
+            if row.encoder != ENCODER_OF[region.kind]:
+                raise ConfigError(
+                    f"modalities.{name}: a {region.kind} does not say which tokens of encoder {row.encoder} lie in it; "
+                    "model.region_features and model.region_attention want a box on image or corners on pointcloud"
+                )
+            if roi:
+                region.setup_roi(self.cfg.qformer.input_dim)
 
     def load_parts(self) -> None:
         super().load_parts()
@@ -67,6 +111,47 @@ class RegionBLIP(Blip2Base):
             self.lock_eval(self.Qformer_pc)
         if self.cfg.freeze_blip2_pretrain:
             self.freeze_blip2()
+
+    # -- regions: the ablations beside the position embedding -----------------------------------------------------------------
+    def encode(self, samples: Mapping[str, Any], row: Modality) -> EncoderTokens:
+        """Encoder tokens of a batch; under `region_attention: region` with what each row's queries may see of them."""
+        tokens = super().encode(samples, row)
+        if row.region is not None and self.cfg.region_attention == "region":
+            inside = self.tokens_in_region(samples, row, tokens)
+            tokens.seen = torch.cat([torch.ones_like(inside[:, :1]), inside], dim=1)  # the class token comes first
+        return tokens
+
+    def queries(self, samples: Mapping[str, Any], row: Modality, tokens: EncoderTokens) -> Tensor:
+        """Query embeddings [B, Q, D]; under `region_features: roi` with the features of the region added to each query."""
+        queries = super().queries(samples, row, tokens)
+        region = self.branch(row.name).region
+        if region is None or region.roi is None:
+            return queries
+        located = tokens.embeds[:, 1:]
+        if region.kind == "box":
+            position = self.position(samples, row, tokens.rows)
+            assert position is not None
+            features = region_features.pool_box(located, region.flatten(position), tokens.index)
+        else:
+            features = region_features.pool_inside(tokens.per_row(located), self.tokens_in_region(samples, row, tokens))
+        return queries + region.roi(features.to(region.roi.weight.dtype)).unsqueeze(1)
+
+    def tokens_in_region(self, samples: Mapping[str, Any], row: Modality, tokens: EncoderTokens) -> Tensor:
+        """Which tokens lie in each row's region, the class token left out: bool [B, T - 1], all of them where none does.
+
+        A box holds the patches that it overlaps, corners the groups of points whose centre lies in their hull.
+        """
+        position, region = self.position(samples, row, tokens.rows), self.branch(row.name).region
+        assert position is not None and region is not None
+        if region.kind == "box":
+            inside = region_features.cells_in_box(region.flatten(position), round((tokens.embeds.shape[1] - 1) ** 0.5))
+        else:
+            assert tokens.centres is not None
+            corners = region.flatten(position).unflatten(1, (8, 3))
+            if self.cfg.corner_axes == "published":
+                corners = region_features.corners_in_space(corners)
+            inside = region_features.points_in_hull(tokens.per_row(tokens.centres), corners)
+        return region_features.all_if_none(inside)
 
     def freeze_blip2(self) -> None:
         """Freeze what BLIP-2 brought: ln_vision, the image queries and projection, and the image adapters (zero B: no effect)."""

@@ -96,15 +96,21 @@ class PointBert(nn.Module):
         self.blocks = BlockList(trans_dim, num_heads, rates)
         self.norm = nn.LayerNorm(trans_dim)
 
-    def forward(self, pointcloud: Tensor, *, random_start: bool = False) -> Tensor:
-        """`random_start`: begin sampling at a random point, as in training. ValueError on another shape or too few points."""
+    def forward(
+        self, pointcloud: Tensor, *, random_start: bool = False, with_centres: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`random_start`: begin sampling at a random point, as in training. ValueError on another shape or too few points.
+
+        `with_centres`: return the tokens and the centres [B, G, 3] of their groups, in the cloud's coordinates.
+        """
         self.check(pointcloud)
         groups, centres = group_points(pointcloud, self.num_group, self.group_size, random_start=random_start)
         dtype = self.reduce_dim.weight.dtype
         tokens = self.reduce_dim(self.encoder(groups.to(dtype)))
         cls = self.cls_token.expand(len(tokens), -1, -1)
         position = torch.cat([self.cls_pos.expand(len(tokens), -1, -1), self.pos_embed(centres.to(dtype))], dim=1)
-        return self.norm(self.blocks(torch.cat([cls, tokens], dim=1), position))
+        out = self.norm(self.blocks(torch.cat([cls, tokens], dim=1), position))
+        return (out, centres) if with_centres else out
 
     def check(self, pointcloud: Tensor) -> None:
         """ValueError unless the cloud has the channels that the encoder was built for."""

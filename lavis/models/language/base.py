@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file
@@ -143,8 +144,8 @@ def load_hf_model(
         config: PretrainedConfig = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"no language model at {source!r}: give a folder with config.json, or a name in the local Hugging Face cache "
-            f"({_first_line(error)})"
+            f"no language model at {source!r}: give a folder with config.json of a model that transformers "
+            f"{transformers.__version__} knows, or a name in the local Hugging Face cache ({_first_line(error)})"
         ) from error
     is_blip2 = config.model_type == "blip-2"
     config = config.text_config if is_blip2 else config
@@ -159,7 +160,12 @@ def load_hf_model(
     if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
         logger.warning("%s holds no weights: the language model starts from random numbers", source)
         return auto_class.from_config(config, **{DTYPE_KEY: dtype}), True
-    model = auto_class.from_pretrained(source, config=config, local_files_only=True, **{DTYPE_KEY: dtype})
+    try:
+        model = auto_class.from_pretrained(source, config=config, local_files_only=True, **{DTYPE_KEY: dtype})
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"{source!r} ({config.model_type}) cannot be loaded as {auto_class.__name__}: {_first_line(error)}"
+        ) from error
     return model, False
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     MinLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -68,11 +69,22 @@ class _Finished:
         return full and self.beams[-1][0] >= best_candidate / length**self.length_penalty
 
 
-def processors(decoding: Decoding, eos: list[int], device: torch.device) -> Processors:
-    """The logits processors that a decoding asks for."""
+class _BehindStart(LogitsProcessor):
+    """A processor that does not see the start token."""
+
+    def __init__(self, inner: LogitsProcessor) -> None:
+        self.inner = inner
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return self.inner(input_ids[:, 1:], scores)
+
+
+def processors(decoding: Decoding, eos: list[int], device: torch.device, *, start_is_text: bool = True) -> Processors:
+    """The logits processors that a decoding asks for; `start_is_text`: the start token counts as a repeated token, as in 4.31."""
     chain = LogitsProcessorList()
     if decoding.repetition_penalty != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
+        penalty = RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty)
+        chain.append(penalty if start_is_text else _BehindStart(penalty))
     if decoding.min_length > 0:
         chain.append(MinLengthLogitsProcessor(decoding.min_length, eos, device=str(device)))
     if decoding.use_nucleus_sampling:
@@ -95,13 +107,16 @@ def decode(
     decoding: Decoding,
     device: torch.device,
     sharded: bool = False,
+    start_is_text: bool = True,
 ) -> Decoded:
     """Decode `rows` rows with beams, greedily (one beam) or by nucleus sampling; `max_length` counts the start token.
+
+    `start_is_text` False: the start token only counts; a repetition penalty leaves it alone (it may be the end token).
 
     No step is collective unless the model is `sharded`: then each process goes on until all are done, or one that is done
     early would leave the others waiting for its shards.
     """
-    chain = processors(decoding, eos, device)
+    chain = processors(decoding, eos, device, start_is_text=start_is_text)
     going = dist_utils.any_process if sharded else bool
     if decoding.use_nucleus_sampling or decoding.num_beams == 1:
         tokens = torch.full((rows * decoding.num_captions, 1), start, device=device)

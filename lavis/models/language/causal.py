@@ -1,14 +1,17 @@
-"""Causal language models of Hugging Face behind soft prompts: OPT as published, and Llama-like models.
+"""Causal language models of Hugging Face behind soft prompts: OPT as published, and any other family.
 
     input  = [prefix, <bos> text <end>]        the loss counts <bos> (predicted from the last query), text and end
 
-OPT follows BLIP-2: the tokenizer's `</s>` starts every text and a newline ends it. Other families end with their own
-end-of-sequence token; a tokenizer without a start token starts directly with the text.
+OPT follows BLIP-2: the tokenizer's `</s>` starts every text and a newline ends it. Of other families (Llama, Qwen, SmolLM) the
+tokenizer says how texts are written: a text starts with what it puts in front (Llama's <bos>; nothing where it puts nothing) and
+ends with its end-of-sequence token; decoding also stops at the other end tokens that generation_config.json names. Special
+tokens that a tokenizer lacks, or that it does not put there, are not added.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import torch
@@ -36,32 +39,58 @@ class CausalLM(CausalAnswers, LanguageModel):
         self.model, self.is_random = load_hf_model(AutoModelForCausalLM, source, dtype=dtype)
         self.is_opt = self.model.config.model_type == "opt"
         self.tokenizer = load_tokenizer(source, **({"use_fast": False} if self.is_opt else {}))
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.max_txt_len = max_txt_len
-        self.end_text = NEWLINE if self.is_opt else self.tokenizer.eos_token
-        self.end_ids = [self._end_id()]
-        self.prompt_length = self._prompt_length(prompt)
+        self.end_ids = self._find_end_ids(source)
+        self.end_text: str = NEWLINE if self.is_opt else self.tokenizer.convert_ids_to_tokens(self.end_ids[0])
+        self.pad_id = self._find_pad_id()
+        self._appends_end = not self.is_opt and self.tokenizer("a").input_ids[-1:] == self.end_ids[:1]
+        self.prompt_length = len(self.encode(prompt)) if prompt else 0  # leading targets that are masked, the start token too
         parameters = inspect.signature(self.model.forward).parameters
         self._takes_positions = "position_ids" in parameters and not self.is_opt
         self._takes_logits_to_keep = "logits_to_keep" in parameters
 
-    def _end_id(self) -> int:
-        if self.end_text is None:
-            raise ConfigError(f"the tokenizer of {self.model.name_or_path!r} has no end-of-sequence token")
-        return self.tokenizer(self.end_text, add_special_tokens=False).input_ids[-1]
+    def _find_end_ids(self, source: str) -> list[int]:
+        """Ids that end a text, the one that training texts get first; ConfigError where there is none."""
+        if self.is_opt:
+            return [self.tokenizer(NEWLINE, add_special_tokens=False).input_ids[-1]]
+        rows = self.model.get_input_embeddings().num_embeddings
+        if self.tokenizer.vocab_size > rows:
+            raise ConfigError(
+                f"{source}: its tokenizer knows {self.tokenizer.vocab_size} tokens, its model {rows}; they are of two models"
+            )
+        named = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        found = [self.tokenizer.eos_token_id, *(named if isinstance(named, list | tuple) else [named])]
+        ends = list(dict.fromkeys(int(end) for end in found if end is not None and end < rows))
+        if not ends:
+            raise ConfigError(f"{source}: neither its tokenizer nor generation_config.json names an end-of-sequence token")
+        return ends
 
-    def _prompt_length(self, prompt: str) -> int:
-        """Leading targets that a configured prompt masks (the start token counts); 0 for an empty prompt."""
-        return len(self.tokenizer(prompt).input_ids) if prompt else 0
+    def _find_pad_id(self) -> int:
+        """The id that fills up rows; the end where the tokenizer has none (or one that the model has no embedding for)."""
+        pad = self.tokenizer.pad_token_id
+        known = pad is not None and pad < self.model.get_input_embeddings().num_embeddings
+        return pad if known else self.end_ids[0]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text as the tokenizer opens it, and not closed (some tokenizers add the end themselves)."""
+        ids = self.tokenizer(text).input_ids
+        return ids[:-1] if self._appends_end else ids
 
     def tokenize(self, texts: list[str], *, side: str, truncate: bool = True) -> tuple[Tensor, Tensor]:
         """ids and mask [B, L], padded on `side`, cut to max_txt_len from the right."""
-        encoded = [self.tokenizer(text).input_ids for text in texts]
+        return self._pad([self.encode(text) for text in texts], side=side, truncate=truncate)
+
+    def tokenize_targets(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """ids and mask [B, L] of closed texts, padded on the right; a text that is cut to max_txt_len loses its end."""
+        if self.is_opt:  # the newline is part of the text, as published
+            return self.tokenize([text + NEWLINE for text in texts], side="right")
+        return self._pad([[*self.encode(text), self.end_ids[0]] for text in texts], side="right", truncate=True)
+
+    def _pad(self, encoded: list[list[int]], *, side: str, truncate: bool) -> tuple[Tensor, Tensor]:
         if truncate:
             encoded = [ids[: self.max_txt_len] for ids in encoded]
         longest = max(len(ids) for ids in encoded)
-        ids = torch.full((len(encoded), longest), self.tokenizer.pad_token_id)
+        ids = torch.full((len(encoded), longest), self.pad_id)
         mask = torch.zeros(len(encoded), longest, dtype=torch.long)
         for i, row in enumerate(encoded):
             place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
@@ -72,7 +101,7 @@ class CausalLM(CausalAnswers, LanguageModel):
 
     def loss(self, prefix: Tensor, *, prompts: list[str], targets: list[str]) -> TokenLoss:
         """Targets are read as they are: a configured prompt is part of the text and only masked. `prompts` is not used."""
-        ids, mask = self.tokenize([text + self.end_text for text in targets], side="right")
+        ids, mask = self.tokenize_targets(targets)
         labels = ids.masked_fill(mask == 0, IGNORE)
         labels[:, : self.prompt_length] = IGNORE
         return token_cross_entropy(self.read(prefix, ids, mask), labels)
@@ -86,16 +115,28 @@ class CausalLM(CausalAnswers, LanguageModel):
         return logits[:, -ids.shape[1] - 1 : -1]
 
     def generate(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> list[str]:
-        """Texts behind prefix and prompts, stripped. Prompts are padded on the left, between prefix and prompt."""
-        decoded = self.decode(prefix, prompts=prompts, decoding=decoding)
-        return [text.strip() for text in self.tokenizer.batch_decode(decoded.sequences[:, 1:], skip_special_tokens=True)]
+        """Texts behind prefix and prompts, stripped."""
+        rows = self.decode(prefix, prompts=prompts, decoding=decoding).sequences[:, 1:].tolist()
+        texts = [list(itertools.takewhile(lambda token: token not in self.end_ids, row)) for row in rows]
+        return [text.strip() for text in self.tokenizer.batch_decode(texts, skip_special_tokens=True)]
+
+    def prompt_inputs(self, prefix: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """[padding, prefix, prompt] of every row: embeddings [B, P + L, H] and their mask.
+
+        Published code pads between prefix and prompt, which is the same under the mask. Here the last position is always a real
+        one, also for an empty prompt of a tokenizer that opens texts with nothing.
+        """
+        ids, mask = self.tokenize(prompts, side="left")
+        embeds = torch.cat([prefix.to(self.dtype), self.embed(ids)], dim=1)
+        queries, place = prefix.shape[1], torch.arange(embeds.shape[1], device=ids.device)
+        behind_padding = place - (mask == 0).sum(dim=1, keepdim=True)  # [B, P + L], negative in the padding
+        source = torch.where(behind_padding < 0, place + queries, torch.where(behind_padding < queries, behind_padding, place))
+        return embeds.gather(1, source.unsqueeze(2).expand_as(embeds)), (behind_padding >= 0).long()
 
     @torch.no_grad()
     def decode(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> beam.Decoded:
         """As `generate`, but token sequences (a start token first) and scores."""
-        ids, mask = self.tokenize(prompts, side="left")
-        embeds = torch.cat([prefix.to(self.dtype), self.embed(ids)], dim=1)
-        seen = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
+        embeds, seen = self.prompt_inputs(prefix, prompts)
         copies = decoding.num_captions if decoding.use_nucleus_sampling else decoding.num_beams
         budget = decoding.max_length if decoding.max_new_tokens is None else decoding.max_new_tokens + 1
         return beam.decode(
@@ -103,10 +144,11 @@ class CausalLM(CausalAnswers, LanguageModel):
             rows=len(prefix),
             start=self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end_ids[0],
             eos=self.end_ids,
-            pad=self.tokenizer.pad_token_id,
+            pad=self.pad_id,
             max_length=budget,
             decoding=decoding,
             device=prefix.device,
+            start_is_text=self.is_opt,
             sharded=is_sharded(self.model),
         )
 
