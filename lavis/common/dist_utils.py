@@ -12,6 +12,7 @@ W: number of processes (world size). N_r: rows on rank r.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -116,8 +117,13 @@ def init_distributed(cfg: Any) -> torch.device:
 
 
 def shutdown_distributed() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one.
+
+    The pause is for the group's threads: to let go of the tensors of the last collective they need Python's lock, and some
+    versions of torch hold that lock while they wait for the threads.
+    """
     if dist.is_available() and dist.is_initialized():
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 

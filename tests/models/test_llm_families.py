@@ -249,7 +249,7 @@ def test_a_tokenizer_that_adds_the_end_itself_adds_no_second(tmp_path: Path) -> 
         (edit("config.json", model_type="qwen99"), "no language model at .*qwen99"),
         (
             edit("config.json", model_type="t5", architectures=["T5ForConditionalGeneration"]),
-            r"\(t5\) cannot be loaded as AutoModel",
+            "holds a t5; a causal language model",
         ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40), r"\(llama\) cannot be loaded as AutoModel"),
         (edit("config.json", vocab_size=90), "cannot be loaded as AutoModelForCausalLM|they are of two models"),

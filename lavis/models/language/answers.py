@@ -76,7 +76,7 @@ class CausalAnswers:
         ends = [self._answer_ids(*pair) for pair in zip(questions, answers, strict=True)]
         both = [start + end for start, end in zip(starts, ends, strict=True)]
         labels = [[IGNORE] * len(start) + end for start, end in zip(starts, ends, strict=True)]
-        ids = pad_right(both, self.tokenizer.pad_token_id, prefix.device)
+        ids = pad_right(both, self.pad_id, prefix.device)
         mask = pad_right([[1] * len(row) for row in both], 0, prefix.device)
         logits = self.read(prefix, ids, mask)
         return token_cross_entropy(logits, pad_right(labels, IGNORE, prefix.device))
@@ -94,7 +94,7 @@ class CausalAnswers:
             start = out.logits[:, -1]
             first = torch.tensor([choice[0] for choice in choices], device=prefix.device)
             kept = likeliest_starts(start[0].float(), first, candidates).tolist()
-            chosen = pad_right([choices[place] for place in kept], self.tokenizer.pad_token_id, prefix.device)
+            chosen = pad_right([choices[place] for place in kept], self.pad_id, prefix.device)
             mask = pad_right([[1] * len(choices[place]) for place in kept], 0, prefix.device)
             cache.batch_repeat_interleave(len(kept))
             seen = torch.cat([mask.new_ones(len(kept), embeds.shape[1]), mask[:, :-1]], dim=1)
