@@ -123,7 +123,7 @@ def shutdown_distributed() -> None:
     versions of torch hold that lock while they wait for the threads.
     """
     if dist.is_available() and dist.is_initialized():
-        time.sleep(0.1)
+        time.sleep(0.25)
         dist.destroy_process_group()
 
 
