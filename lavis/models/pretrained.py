@@ -27,7 +27,7 @@ LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/m
 SOURCES = {  # what a missing file's name says of where it can be had
     r"(blip2_|eva_vit_g|clip_vit_L).*\.pth": "released with LAVIS: " + LAVIS_URL + "{}",
     r"point_bert_pretrained\.pt": "a Point-BERT of ULIP, github.com/salesforce/ULIP",
-    r"regionblip_.*\.pth": "its authors released none: train it with run_scripts/train",
+    r"regionblip_.*\.pth": "see github.com/mightyzau/RegionBLIP, or train it with run_scripts/train",
 }
 CHECKPOINTS = ("finetuned", "pretrained", "blip2_pretrain")  # keys that a load_ key switches
 TRAINED = ("pretrained", "finetuned")  # the files that a checkpoint given by hand can stand in for

@@ -37,7 +37,7 @@ from quickstart_report import write_report  # noqa: E402  (it lies beside this f
 
 log = logging.getLogger("quickstart")
 SEED, NUM_TRAIN, NUM_TEST = 42, 1500, 125
-CLOUDS = {"train_objects": 5000, "test_objects": 300, "train_rooms": 1200, "test_rooms": 100}
+CLOUDS = {"train_objects": 7200, "test_objects": 300, "train_rooms": 1200, "test_rooms": 100}  # as many rows of both
 
 
 class Stages:
