@@ -63,9 +63,10 @@ class Retrieval:
             self.train(was_training)
 
     @torch.no_grad()
-    def add_to_gallery(self: Any, gallery: Gallery, samples: Mapping[str, Any]) -> None:
-        """Encode a batch. ValueError when it is of another modality than those before it."""
+    def add_to_gallery(self: Any, gallery: Gallery | None, samples: Mapping[str, Any]) -> Gallery:
+        """Encode a batch into the gallery, a new one for None. ValueError when it is of another modality than those before it."""
         row: Modality = self.row_of(samples)
+        gallery = Gallery() if gallery is None else gallery
         if gallery.modality not in ("", row.name):
             raise ValueError(f"a gallery holds one modality; this one holds {gallery.modality}, the batch is {row.name}")
         gallery.modality, kind = row.name, self.device.type
@@ -77,6 +78,7 @@ class Retrieval:
         gallery.embeds.append(embeds.to("cpu", gallery.dtype or embeds.dtype))
         if looked.tokens.seen is not None:
             gallery.seen.append(looked.tokens.seen.cpu())
+        return gallery
 
     @torch.no_grad()
     def gallery_scores(self: Any, gallery: Gallery, texts: Sequence[str], *, k_test: int, batch_size: int = 64) -> Scores:
@@ -96,7 +98,7 @@ class Retrieval:
             parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
             sentences = torch.cat([self.text_features(row, *part).float() for part in parts])
             sims = torch.cat([query_text_similarity(part, sentences).cpu() for part in gallery.features])
-            pairs = Pairs(self, row, ids, mask, torch.cat(gallery.embeds), torch.cat(gallery.seen) if gallery.seen else None)
+            pairs = Pairs(self, row, ids, mask, rows_of(gallery.embeds), rows_of(gallery.seen))
             i2t = rank_again(sims, pairs.of_input, k_test=k_test, batch_size=batch_size, model=self)
             t2i = rank_again(sims.t(), pairs.of_text, k_test=k_test, batch_size=batch_size, model=self)
         return i2t.numpy(), t2i.numpy()
@@ -110,29 +112,34 @@ class Pairs:
     row: Modality
     ids: Tensor  # [N, L]
     mask: Tensor  # [N, L]
-    embeds: Tensor  # [I, T, C], in main memory
-    seen: Tensor | None  # [I, T]
+    embeds: list[Tensor]  # I of [T, C], in main memory
+    seen: list[Tensor]  # I of [T], or none
 
     def of_input(self, number: int, texts: Tensor) -> Tensor:
         """Match logits of an input with texts [K] -> [K]; its keys and values are computed once."""
-        inputs = torch.tensor([number])
-        return self._match(inputs, torch.zeros_like(texts), texts)
+        return self._match([number], torch.zeros_like(texts), texts)
 
     def of_text(self, number: int, inputs: Tensor) -> Tensor:
         """Match logits of a text with inputs [K] -> [K]."""
-        return self._match(inputs, None, torch.full_like(inputs, number))
+        return self._match(inputs.tolist(), None, torch.full_like(inputs, number))
 
-    def _match(self, inputs: Tensor, index: Tensor | None, texts: Tensor) -> Tensor:
+    def _match(self, inputs: list[int], index: Tensor | None, texts: Tensor) -> Tensor:
         """`inputs` are those to look at, `index` which of them is whose (None: one each), `texts` [K]."""
         model, device = self.model, self.ids.device
         texts = texts.to(device)
-        seen = None if self.seen is None else self.seen[inputs].to(device)
+        index = None if index is None else index.to(device)
+        seen = torch.stack([self.seen[number] for number in inputs]).to(device) if self.seen else None
         if seen is not None and index is not None:
-            seen = seen[index.to(device)]
-        tokens = EncoderTokens(self.embeds[inputs].to(device), None if index is None else index.to(device), seen=seen)
+            seen = seen[index]
+        tokens = EncoderTokens(torch.stack([self.embeds[number] for number in inputs]).to(device), index, seen=seen)
         queries = model.branch(self.row.name).query_tokens.expand(len(texts), -1, -1)
         hidden = model.qformer_of(self.row).joint_pass(queries, self.ids[texts], self.mask[texts], tokens)
         return model.itm_head(hidden[:, : queries.shape[1]]).float().mean(dim=1)[:, 1].cpu()
+
+
+def rows_of(parts: list[Tensor]) -> list[Tensor]:
+    """The rows of batches one by one, without a copy of what may fill the memory."""
+    return [row for part in parts for row in part]
 
 
 def rank_again(sims: Tensor, match: Callable[[int, Tensor], Tensor], *, k_test: int, batch_size: int, model: Any) -> Tensor:
@@ -149,4 +156,3 @@ def rank_again(sims: Tensor, match: Callable[[int, Tensor], Tensor], *, k_test: 
         logits = torch.cat([match(number, part) for part in best.indices.split(batch_size)])
         scores[number - low, best.indices] = best.values + logits
     return dist_utils.gather_with_grad(scores) if split else scores
-

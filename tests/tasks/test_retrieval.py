@@ -28,7 +28,9 @@ def write_files(data: Path) -> None:
     captions = [["A red square.", "..."], ["a blue circle"], ["green triangles"], ["a white cube", "a small lamp"]]
     rows = [{"image": f"val_{i}.jpg", "caption": texts} for i, texts in enumerate(captions)]
     write_json(data / "test.json", [*rows, {"image": "val_0.jpg", "caption": ["on the left"]}])
-    write_json(data / "train.json", [{**row, "caption": row["caption"][0], "image_id": f"coco_{i}"} for i, row in enumerate(rows)])
+    write_json(
+        data / "train.json", [{**row, "caption": row["caption"][0], "image_id": f"coco_{i}"} for i, row in enumerate(rows)]
+    )
 
 
 def test_the_tables_of_pictures(tmp_path: Path) -> None:
