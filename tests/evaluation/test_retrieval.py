@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_ranks_of_the_best_truth() -> None:
 
 
 def test_lost_inputs_are_never_found() -> None:
-    tables = {"txt2img": {0: 0, 1: 1}, "img2txt": {0: [0], 1: [1]}}
+    tables: dict[str, Any] = {"txt2img": {0: 0, 1: 1}, "img2txt": {0: [0], 1: [1]}}
     whole = retrieval_metrics(np.eye(2), np.eye(2), **tables)
     assert whole["r_mean"] == 100.0 and whole["agg_metrics"] == 100.0
     lost = retrieval_metrics(np.eye(2), np.eye(2), **tables, lost={1})
