@@ -38,6 +38,7 @@ from lavis.models.language import LanguageModel
 from lavis.models.modality import LOSS_NAMES, Branch, Modality
 from lavis.models.modality_lora import ModalityRouter
 from lavis.models.qformer import EncoderTokens, KeyValue, QFormer
+from lavis.models.retrieval import Retrieval
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Looked(NamedTuple):
     cache: list[KeyValue]
 
 
-class Blip2Base(Encoding, Captioner, Weights, BaseModel):
+class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
     """Encoder, Q-Former, one branch per modality, and an LLM when some row has an `llm` loss."""
 
     llm_kind: str | None = None  # "opt", "t5" or None: which config keys name the LLM, and its published prefix

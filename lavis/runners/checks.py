@@ -16,7 +16,7 @@ CHOICES = {
     "lr_schedule": ("per_task", "global"),
     "inference_method": ("generate", "rank"),
 }
-AT_LEAST_ONE = ("batch_size_train", "batch_size_eval", "accum_grad_iters", "log_freq", "val_freq", "max_epoch")
+AT_LEAST_ONE = ("batch_size_train", "batch_size_eval", "accum_grad_iters", "log_freq", "val_freq", "max_epoch", "k_test")
 AT_LEAST_ONE_OR_NULL = ("max_iters", "iters_per_inner_epoch", "keep_last")
 
 
