@@ -3,6 +3,8 @@ them."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,22 @@ TEXTS = [
 WORDS = sorted({word for text in TEXTS for word in text.replace("?", " ?").replace(":", " :").split()})
 
 
+def once(make: Callable[..., str]) -> Callable[..., str]:
+    """A folder that is there is not written again: the processes of one test read it at the same time."""
+
+    @functools.wraps(make)
+    def made(path: Path, **options: Any) -> str:
+        done = path / ".made"
+        if not done.exists():
+            make(path, **options)
+            done.write_text(f"{options}")
+        assert done.read_text() == f"{options}", f"{path} was made with {done.read_text()}"
+        return str(path)
+
+    return made
+
+
+@once
 def bert_folder(path: Path) -> str:
     """A BERT folder without weights: config.json and vocab.txt."""
     path.mkdir(parents=True, exist_ok=True)
@@ -45,6 +63,7 @@ def bert_folder(path: Path) -> str:
     return str(path)
 
 
+@once
 def opt_folder(path: Path, *, dropout: float = 0.1) -> str:
     """An OPT folder with random weights and a GPT-2 style tokenizer."""
     path.mkdir(parents=True, exist_ok=True)
@@ -88,6 +107,7 @@ def _word_tokenizer(path: Path, *, bos: str | None) -> int:
     return len(vocab)
 
 
+@once
 def t5_folder(path: Path) -> str:
     """A T5 folder with random weights and a word tokenizer."""
     path.mkdir(parents=True, exist_ok=True)
@@ -112,6 +132,7 @@ def t5_folder(path: Path) -> str:
     return str(path)
 
 
+@once
 def llama_folder(path: Path) -> str:
     """A Llama folder with random weights and a word tokenizer that opens texts with <s>."""
     path.mkdir(parents=True, exist_ok=True)
@@ -162,6 +183,7 @@ def model_config(folder: Path, arch: str, **changes: Any) -> dict[str, Any]:
             "trans_dim": 16, "depth": 1, "num_heads": 2, "group_size": 4, "num_group": 8, "encoder_dims": 16,
             "drop_path_rate": 0.0,
         }  # fmt: skip
+    torch.manual_seed(0)  # the same draws follow, whether the folders were there or not
     return {**config, **changes}
 
 
