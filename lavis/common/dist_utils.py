@@ -231,21 +231,22 @@ def gather_with_grad(tensor: torch.Tensor, *, sizes: Sequence[int] | None = None
 
 
 @torch.no_grad()
-def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
+def average_gradients(params: Iterable[torch.nn.Parameter], *, flag: bool = False) -> bool:
     """Replace every gradient by its mean over ranks: one flat all-reduce per dtype, the same bits on every
-    rank.
+    rank. Returns whether any rank raised its ``flag``, which travels along.
 
     A gradient missing on some ranks counts as zero there; a parameter without gradient on every rank keeps
     ``grad = None``, so that the optimizer leaves it alone. Every rank must pass the same parameters in the
     same order.
     """
     if not is_distributed():
-        return
+        return flag
     wanted = [param for param in params if param.requires_grad]
-    present = torch.tensor([param.grad is not None for param in wanted], dtype=torch.uint8)
+    present = torch.tensor([*(param.grad is not None for param in wanted), flag], dtype=torch.uint8)
     dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    *anywhere_of, raised = present.tolist()
     groups: dict[tuple[torch.dtype, torch.device], list[torch.nn.Parameter]] = {}
-    for param, anywhere in zip(wanted, present.tolist(), strict=True):
+    for param, anywhere in zip(wanted, anywhere_of, strict=True):
         if anywhere:
             groups.setdefault((param.dtype, param.device), []).append(param)
     for group in groups.values():
@@ -256,3 +257,4 @@ def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
         parts = flat.split([param.numel() for param in group])
         for param, part in zip(group, parts, strict=True):
             param.grad = part.view_as(param)
+    return bool(raised)

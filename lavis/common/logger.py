@@ -3,9 +3,11 @@ meters."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections import defaultdict, deque
@@ -36,20 +38,44 @@ def setup_logging(output_dir: str | Path | None = None, *, rank: int = 0) -> Non
 
 class JsonlLog:
     """A file of JSON objects, one a line, appended and flushed at once. ``enabled=False`` (other ranks)
-    writes nothing."""
+    writes nothing.
+
+    Lines that a full disk refuses are kept, and written with the next one that it takes; no line is torn.
+    """
 
     def __init__(self, path: str | Path, *, enabled: bool = True) -> None:
         self.path, self.enabled = Path(path), enabled
         self.lines = 0
+        self._waiting: list[str] = []
         if enabled and self.path.exists():
-            self.lines = len(self._read())
+            kept = self._read()
+            self.lines = len(kept)
+            os.truncate(self.path, len("".join(kept).encode()))  # a last line that a killed process began
 
     def write(self, row: Mapping[str, Any]) -> None:
-        if self.enabled:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(jsonable(row), ensure_ascii=False) + "\n")
-            self.lines += 1
+        if not self.enabled:
+            return
+        first_failure = not self._waiting
+        self._waiting.append(json.dumps(jsonable(row), ensure_ascii=False) + "\n")
+        self.lines += 1
+        try:
+            self._append("".join(self._waiting).encode())
+        except OSError as error:
+            if first_failure:
+                logger.error("%s cannot be written: %s; its lines are kept until it can", self.path, error.strerror or error)
+        else:
+            self._waiting.clear()
+
+    def _append(self, text: bytes) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as stream:
+            size = stream.tell()
+            try:
+                if stream.write(text) != len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                stream.truncate(size)
+                raise
 
     def truncate(self, lines: int) -> None:
         """Keep the first ``lines`` whole lines: what was written after the checkpoint being resumed is
@@ -60,6 +86,7 @@ class JsonlLog:
             temporary.write_text("".join(kept), encoding="utf-8")
             temporary.replace(self.path)
             self.lines = len(kept)
+            self._waiting.clear()
 
     def set_aside(self) -> None:
         """Rename an existing file to ``<stem>.<n><suffix>``, so that a new run starts an empty one."""

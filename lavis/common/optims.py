@@ -6,13 +6,17 @@ warm-up by step within epoch 0, then one value per epoch.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
+
+logger = logging.getLogger(__name__)
 
 
 class LRScheduler:
@@ -49,6 +53,17 @@ class LRScheduler:
 
     def after_warmup(self, epoch: int) -> float:
         raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rates follow from; where a run is in its schedule, its progress says."""
+        constants = ("max_epoch", "init_lr", "min_lr", "warmup_lr", "warmup_steps", "decay_rate")
+        return {"name": type(self).__name__, **{name: getattr(self, name) for name in constants}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The configuration decides; a warning says where it differs from that of the saved run."""
+        mine = self.state_dict()
+        if changed := [f"{name} {state[name]} -> {mine[name]}" for name in state if state[name] != mine.get(name)]:
+            logger.warning("the learning rate follows another schedule than before: %s", ", ".join(changed))
 
     def step(self, cur_epoch: int, cur_step: int) -> float:
         """Set every group's learning rate; returns the unscaled one."""
@@ -108,4 +123,5 @@ def build_optimizer(model: Any, run_cfg: Any) -> torch.optim.AdamW:
     groups = model.get_optimizer_params(weight_decay=float(run_cfg.weight_decay), **scale)
     if not any(group["params"] for group in groups):
         raise ConfigError("the model has no trainable parameter: every part is frozen")
-    return torch.optim.AdamW(groups, lr=float(run_cfg.init_lr), betas=(0.9, float(run_cfg.beta2)))
+    fused = all(param.is_cuda for group in groups for param in group["params"])
+    return torch.optim.AdamW(groups, lr=float(run_cfg.init_lr), betas=(0.9, float(run_cfg.beta2)), fused=fused)

@@ -44,6 +44,9 @@ def check_run(run_cfg: Any) -> None:
         raise ConfigError(f"run.grad_clip_norm must be a number above 0, or null for no clipping, not {clip!r}")
     if run_cfg.num_workers < 0:
         raise ConfigError(f"run.num_workers must be 0 or more, not {run_cfg.num_workers}")
+    skipped = run_cfg.max_skipped_steps
+    if skipped is not None and (not isinstance(skipped, int) or skipped < 0):
+        raise ConfigError(f"run.max_skipped_steps must be a whole number of at least 0, or null for no limit, not {skipped!r}")
     SaveFreq.parse(run_cfg.save_freq)
     if hasattr(runner, "check_run"):
         runner.check_run(run_cfg)

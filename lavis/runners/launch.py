@@ -20,10 +20,13 @@ from lavis.common.registry import registry
 from lavis.common.seeding import seed_everything
 from lavis.datasets.samples import AnnotationError
 from lavis.runners.checks import check_model, check_run, check_weight_sources
+from lavis.runners.faults import TooManySkippedSteps
+from lavis.runners.signals import Stopped
 from lavis.tasks import setup_task
 
 logger = logging.getLogger(__name__)
 CONFIG_EXIT_CODE = 2
+FAULT_EXIT_CODE = 3  # training went wrong for good
 
 
 def parse_args(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,7 +65,8 @@ def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any
 
 def run_main(action: Callable[[], object]) -> int:
     """Run a command; what a user can put right (configuration, annotations, checkpoints) is told in one
-    message on stderr and gives exit code 2. Everything else keeps its traceback."""
+    message on stderr and gives exit code 2. A run that was asked to end and has saved gives 0. Everything else keeps its
+    traceback."""
     setup_logging(rank=int(os.environ.get("RANK", 0)))
     try:
         action()
@@ -71,6 +75,11 @@ def run_main(action: Callable[[], object]) -> int:
         print(f"error{f' (rank {rank})' if dist_utils.is_distributed() else ''}: {error}", file=sys.stderr)
         logger.debug("raised here", exc_info=True)
         return CONFIG_EXIT_CODE
+    except Stopped as stopped:
+        logger.info("%s: the run is saved and ends here; run.resume_ckpt_path=auto goes on with it", stopped)
+    except TooManySkippedSteps as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAULT_EXIT_CODE
     finally:
         dist_utils.shutdown_distributed()
     return 0

@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +54,7 @@ class SkipCounts:
 
 class LossSums:
     """Running sums of losses per key, kept on the device; nothing waits for it until ``means`` is asked
-    for."""
+    for. A step with a loss that is not finite is left out."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {}
@@ -65,14 +66,15 @@ class LossSums:
             device = next(iter(losses.values())).device
             self.sums[key] = torch.zeros(len(losses) + 1, dtype=torch.float64, device=device)
         values = [losses[name].double() for name in self.names[key]]
-        self.sums[key] += torch.stack([*values, torch.ones_like(values[0])])
+        row = torch.stack([*values, torch.ones_like(values[0])])
+        self.sums[key] += torch.where(row.isfinite().all(), row, torch.zeros_like(row))
 
     def means(self) -> dict[str, dict[str, float]]:
         """Mean of every loss per key, over steps and processes. Collective."""
         result = {}
         for key in sorted(self.sums):
             *sums, count = dist_utils.all_reduce_sum(self.sums[key]).tolist()
-            result[key] = {name: total / count for name, total in zip(self.names[key], sums, strict=True)}
+            result[key] = {name: total / count if count else math.nan for name, total in zip(self.names[key], sums, strict=True)}
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,6 +97,7 @@ class Progress:
     step_in_epoch: int = 0
     task_steps: dict[str, int] = field(default_factory=dict)
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped_updates: int = 0  # of the run: updates that were not finite
     losses: LossSums = field(default_factory=LossSums)
     skipped_in_epoch: SkipCounts = field(default_factory=SkipCounts)
     skipped_in_run: SkipCounts = field(default_factory=SkipCounts)
@@ -132,6 +135,7 @@ class Progress:
             "step_in_epoch": self.step_in_epoch,
             "task_steps": dict(self.task_steps),
             "best": {name: dict(entry) for name, entry in self.best.items()},
+            "skipped_updates": self.skipped_updates,
             "ranks": dist_utils.all_gather_objects(own),
         }
 
@@ -141,6 +145,7 @@ class Progress:
         self.epoch, self.step, self.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         self.task_steps = dict(state["task_steps"])
         self.best = {name: dict(entry) for name, entry in state["best"].items()}
+        self.skipped_updates = state.get("skipped_updates", 0)
         self.losses, self.skipped_in_epoch, self.skipped_in_run = LossSums(), SkipCounts(), SkipCounts()
         rank, world_size, parts = dist_utils.get_rank(), dist_utils.get_world_size(), state["ranks"]
         same = len(parts) == world_size

@@ -134,6 +134,17 @@ class Report:
             timing["max_memory_gb"],
         )
 
+    def skipped_step(self, row: Mapping[str, Any], *, path: Path) -> None:
+        """The line of an update that was left out."""
+        self.log.write(row)
+        if dist_utils.is_main_process():
+            logger.warning(
+                "step %d: a loss or gradient was not finite; the update was left out (number %d of the run; samples: %s)",
+                row["step"],
+                row["skipped_step"],
+                path,
+            )
+
     def epoch(self, progress: Progress, *, seconds: float) -> None:
         """The line that ends an epoch: mean losses per modality, rows that were skipped."""
         means, skipped = progress.losses.means(), progress.skipped_in_epoch.summary()

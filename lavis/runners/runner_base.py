@@ -18,7 +18,9 @@ from lavis.common.registry import registry
 from lavis.common.seeding import rng_state, set_rng_state
 from lavis.datasets.loaders import MixedLoader, TaskLoader
 from lavis.datasets.samples import JoinedDataset
+from lavis.runners import signals
 from lavis.runners.evaluation import evaluate_dataset, evaluations
+from lavis.runners.faults import SkippedSteps, TooManySkippedSteps
 from lavis.runners.progress import Progress
 from lavis.runners.report import Report
 from lavis.runners.saving import Saver, find_resume, restore_weights
@@ -46,6 +48,7 @@ class RunnerBase:
         self.output_dir: Path = resolve(self.run_cfg.output_dir)
         self.progress = Progress()
         self.save_due = False
+        self._superseded: Path | None = None  # a checkpoint that goes when the next one is written
 
     # What a runner may do otherwise
 
@@ -78,17 +81,32 @@ class RunnerBase:
             return
         self.setup_training()
         self.task.before_training(model=self.model, datasets=self.datasets)
-        for epoch in range(self.progress.epoch, self.num_epochs):
-            self.train_epoch(epoch)
-            improved = self.validate(epoch)
-            self.progress.next_epoch()
-            for name in improved:
-                self.save(f"checkpoint_{name}", epoch=epoch)
-            if self.save_due or self.saver.due_after_epoch(epoch + 1, is_last=epoch + 1 == self.num_epochs):
-                self.save_due = False
-                self.save(f"checkpoint_{epoch}", epoch=epoch)
-        self.report.finish(self.progress, dropped=self._dropped_rows())
-        self.test_best()
+        with signals.listening():
+            for epoch in range(self.progress.epoch, self.num_epochs):
+                self.train_epoch(epoch)
+                self.end_epoch(epoch)
+            self.report.finish(self.progress, dropped=self._dropped_rows())
+            self.test_best()
+        self.saver.check()
+
+    def end_epoch(self, epoch: int) -> None:
+        """Evaluate and save. What was learned is saved before a long evaluation, under a name that goes when a later
+        checkpoint is written."""
+        if self.validation_due(epoch):
+            step = f"checkpoint_{epoch}_step{self.progress.step}"
+            if self.save(step, epoch=epoch):
+                self._superseded = self.output_dir / f"{step}.pth"
+        self.report.epoch(self.progress, seconds=time.perf_counter() - self._epoch_start)
+        before = dict(self.progress.best)
+        improved = self.validate(epoch) if self.validation_due(epoch) else []
+        self.progress.next_epoch()
+        for name in improved:
+            if not self.save(f"checkpoint_{name}", epoch=epoch):  # what counts as best is what can be loaded
+                self.progress.best.pop(name)
+                self.progress.best.update({name: before[name]} if name in before else {})
+        if self.save_due or self.saver.due_after_epoch(epoch + 1, is_last=epoch + 1 == self.num_epochs):
+            self.save_due = False
+            self.save(f"checkpoint_{epoch}", epoch=epoch)
 
     def setup_training(self) -> None:
         """Loaders, optimizer, schedule, logs; then where ``run.resume_ckpt_path`` left off, if it says so."""
@@ -110,6 +128,10 @@ class RunnerBase:
         if resumed is not None:
             self.load_state_dict(resumed)
         self.report.begin(step=self.progress.step, log_lines=None if resumed is None else resumed["log_lines"])
+        limit = run.max_skipped_steps
+        self.skipped = SkippedSteps(self.output_dir, self.progress, limit=None if limit is None else int(limit))
+        self.skipped.begin(resumed=resumed is not None)
+        self.saver.remove_leftovers()
 
     def build_loader(self) -> MixedLoader:
         """One TaskLoader per modality of the train splits' datasets."""
@@ -133,15 +155,15 @@ class RunnerBase:
         return MixedLoader(loaders, seed=int(self.run_cfg.seed), order=self.run_cfg.task_order)
 
     def train_epoch(self, epoch: int) -> None:
-        """What is left of an epoch, step by step, and its summary."""
-        start = time.perf_counter()
+        """What is left of an epoch, step by step."""
+        self._epoch_start = time.perf_counter()
         self.model.train()
         batches, left = self.epoch_batches(epoch)
         total = self.progress.step_in_epoch + left
         self.report.stopwatch.restart()
         for key, samples in self.report.stopwatch.iterate(batches):
             self.train_step(key, samples, total=total)
-        self.report.epoch(self.progress, seconds=time.perf_counter() - start)
+        self.tell_skipped()
 
     def train_step(self, key: str, samples: Mapping[str, Any], *, total: int) -> None:
         """One batch; ``total``: how many the epoch has. The last update of an epoch may stand on fewer
@@ -152,8 +174,18 @@ class RunnerBase:
         update = (done + 1) % accum == 0 or done + 1 == total
         lr = self.lr_scheduler.step(progress.epoch, progress.schedule_step(key, self.lr_schedule))
         batch = to_device(samples, self.device)
-        losses = self.step(lambda: self.task.train_step(self.model, batch), step=progress.step, window=window, update=update)
+        self.skipped.add_batch(key, samples)
+        losses = self.step(
+            lambda: self.task.train_step(self.model, batch),
+            step=progress.step,
+            window=window,
+            update=update,
+            stop=signals.received,
+        )
+        self.tell_skipped()  # of the update before
         progress.advance(key, losses, samples.get("skipped") or [])
+        if update:
+            self.skipped.watch(self.step.left_out, step=progress.step, epoch=progress.epoch)
         self.report.stopwatch.count(batch_length(samples))
         is_log_step = progress.step == 1 or progress.step % self.log_freq == 0 or done + 1 == total
         if is_log_step:
@@ -168,19 +200,42 @@ class RunnerBase:
             )
         # saved at the end of an update (between its batches gradients would be lost); the end of an epoch is train's
         self.save_due |= self.saver.due_after_step(progress.step, is_log_step=is_log_step)
-        if self.save_due and update and done + 1 < total:
-            self.save_due = False
-            self.save(f"checkpoint_{progress.epoch}_step{progress.step}", epoch=progress.epoch)
+        self.save_step_if_due(update=update, is_last=done + 1 == total)
+
+    def save_step_if_due(self, *, update: bool, is_last: bool) -> None:
+        """Save within an epoch where it is time, and where the run ends here: a process was asked to stop, or too many
+        updates were left out."""
+        stop, too_many = update and self.step.stop_agreed, update and self.skipped.too_many
+        if not (stop or too_many or (self.save_due and update and not is_last)):
+            return
+        self.tell_skipped()
+        self.save_due = False
+        self.save(f"checkpoint_{self.progress.epoch}_step{self.progress.step}", epoch=self.progress.epoch)
+        if too_many:
+            raise TooManySkippedSteps(
+                f"{self.progress.skipped_updates} updates had a loss or gradient that is not finite, more than "
+                f"run.max_skipped_steps ({self.skipped.limit}) allows; {self.skipped.log.path} names their samples"
+            )
+        if stop:
+            self.saver.check()
+            raise signals.Stopped(signals.received() or "another process was asked to stop")
+
+    def tell_skipped(self) -> None:
+        """The line of the last update, if it was left out and has not been told."""
+        row = self.skipped.settle()
+        if row is not None:
+            self.report.skipped_step(row, path=self.skipped.log.path)
 
     # Evaluation
 
-    def validate(self, epoch: int) -> list[str]:
-        """Evaluate valid_splits every val_freq epochs and after the last; returns the names of best
-        checkpoints that the present weights have earned. The first evaluation always does, whatever its
-        sign."""
+    def validation_due(self, epoch: int) -> bool:
+        """Every val_freq epochs and after the last, where there is something to validate on."""
         due = (epoch + 1) % int(self.run_cfg.val_freq) == 0 or epoch + 1 == self.num_epochs
-        if not self.run_cfg.valid_splits or not due:
-            return []
+        return due and bool(self.run_cfg.valid_splits)
+
+    def validate(self, epoch: int) -> list[str]:
+        """Evaluate valid_splits; returns the names of best checkpoints that the present weights have earned. The first
+        evaluation always does, whatever its sign."""
         scores: dict[str, list[float]] = {}
         for name, split, dataset_name, dataset in evaluations(self.datasets, self.run_cfg.valid_splits):
             metrics = self.evaluate_one(dataset, name=name, epoch=epoch)
@@ -233,10 +288,14 @@ class RunnerBase:
 
     # Checkpoints
 
-    def save(self, name: str, *, epoch: int) -> Path:
-        """Write a checkpoint from which the run goes on exactly; ``epoch`` is the one its weights belong
-        to."""
-        return self.saver.save(self.state_dict(epoch=epoch), name)
+    def save(self, name: str, *, epoch: int) -> bool:
+        """Write a checkpoint from which the run goes on exactly; ``epoch`` is the one its weights belong to. Returns whether
+        it could be written."""
+        saved = self.saver.save(self.state_dict(epoch=epoch), name)
+        if saved and self._superseded is not None and dist_utils.is_main_process():
+            self._superseded.unlink(missing_ok=True)
+        self._superseded = None if saved else self._superseded
+        return saved
 
     def state_dict(self, *, epoch: int) -> dict[str, Any]:
         """Everything a run needs to go on. Collective. LAVIS' keys (model, optimizer, config, scaler, epoch),
@@ -245,6 +304,7 @@ class RunnerBase:
             "model": self.model.trainable_state_dict(),
             **self.step.state_dict(),
             "config": self.cfg.to_dict(),
+            "schedule": self.lr_scheduler.state_dict(),
             "epoch": epoch,
             "step": self.progress.step,
             "progress": self.progress.state_dict(),
@@ -260,6 +320,7 @@ class RunnerBase:
         ConfigError where it is of another model, other data or another mixture."""
         restore_weights(self.model, state)
         self.step.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(state.get("schedule") or {})
         try:
             self.loader.load_state_dict(state["loaders"])
         except ValueError as error:

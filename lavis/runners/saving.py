@@ -48,6 +48,7 @@ class Saver:
         self.keep_last = run_cfg.keep_last
         self.save_last = bool(run_cfg.save_last)
         self._saved_at = time.monotonic()
+        self.problem: str | None = None  # why the last save failed, if it did
 
     def due_after_step(self, step: int, *, is_log_step: bool) -> bool:
         """Whether to save within an epoch. The same answer on every process: minutes are the main process's,
@@ -62,19 +63,60 @@ class Saver:
         due = self.freq.unit == "epoch" and epochs_done % int(self.freq.every) == 0
         return due or (is_last and self.save_last)
 
-    def save(self, state: Mapping[str, Any], name: str) -> Path:
-        """Write ``<name>.pth`` on the main process, drop the oldest beyond keep_last; the others wait."""
+    def save(self, state: Mapping[str, Any], name: str) -> bool:
+        """Write ``<name>.pth`` on the main process, drop the oldest beyond keep_last; the others wait. False, on every
+        process, where it could not be written (a full disk): what stood there before stays, and the run goes on."""
         path = self.output_dir / f"{name}.pth"
+        problem: str | None = None
         if dist_utils.is_main_process():
-            start = time.perf_counter()
-            save_checkpoint(dict(state), path)
-            logger.info("saved %s (%.1f s)", path, time.perf_counter() - start)
-            if self.keep_last is not None:
-                for old in list_checkpoints(self.output_dir)[int(self.keep_last) :]:
-                    old.unlink()
-        dist_utils.barrier()
+            problem = self._write(dict(state), path)
+        problem = dist_utils.broadcast_object(problem)
         self._saved_at = time.monotonic()
-        return path
+        self.problem = problem
+        return problem is None
+
+    def _write(self, state: dict[str, Any], path: Path) -> str | None:
+        """Write one file, with room made once where old checkpoints are dropped anyway; returns what went wrong."""
+        start = time.perf_counter()
+        try:
+            try:
+                save_checkpoint(state, path)
+            except OSError as error:
+                if not self._make_room(path):
+                    raise
+                logger.warning("%s: %s; written again after the oldest checkpoint was removed", path, error.strerror)
+                save_checkpoint(state, path)
+        except OSError as error:
+            newest = next(iter(list_checkpoints(self.output_dir)), None)
+            kept = f"the last one is {newest.name}" if newest else "there is none yet"
+            problem = f"checkpoint {path} could not be written: {error.strerror or error}; {kept}"
+            logger.error("%s. Training goes on; make room on the disk before the next one is due.", problem)
+            return problem
+        logger.info("saved %s (%.1f s)", path, time.perf_counter() - start)
+        if self.keep_last is not None:
+            for old in list_checkpoints(self.output_dir)[int(self.keep_last) :]:
+                old.unlink()
+        return None
+
+    def _make_room(self, path: Path) -> bool:
+        """Remove the oldest of the checkpoints that ``keep_last`` would drop after this one; never the only one."""
+        there = [item for item in list_checkpoints(self.output_dir) if item != path]
+        if self.keep_last is None or len(there) < max(int(self.keep_last), 2):
+            return False
+        there[-1].unlink()
+        return True
+
+    def check(self) -> None:
+        """CheckpointError where the last save failed: for the end of a run, when there is no next one."""
+        if self.problem:
+            raise CheckpointError(self.problem)
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of a process that was killed while it saved."""
+        if dist_utils.is_main_process() and self.output_dir.is_dir():
+            for path in self.output_dir.glob(".*.pth.*.tmp"):
+                logger.info("removed %s, left by a process that ended while it saved", path)
+                path.unlink(missing_ok=True)
 
 
 def find_resume(resume: str | None, output_dir: Path) -> dict[str, Any] | None:

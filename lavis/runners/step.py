@@ -22,6 +22,8 @@ AMP_DTYPES = {
     "float": torch.float32,
 }
 
+MIN_LOSS_SCALE = 1.0  # an overflow under a smaller scale than this is not the scale's fault
+
 
 def amp_dtype(run_cfg: Any, device: torch.device) -> torch.dtype:
     """What forward passes compute in; float32 means no autocast. On the CPU only where ``run.amp_dtype``
@@ -43,7 +45,12 @@ def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractCon
 
 
 class TrainStep:
-    """Steps of one optimizer. No value travels to the host: losses and norm stay tensors."""
+    """Steps of one optimizer. No value travels to the host: losses and norm stay tensors.
+
+    An update whose gradient norm is not finite leaves weights and optimizer as they were, on every process: gradients are
+    averaged before they are looked at, and a loss that is not finite makes its gradient so. ``left_out`` says it. Under a
+    GradScaler an overflow lowers the scale and is no fault; there only what the scale does not explain is.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, run_cfg: Any, device: torch.device) -> None:
         self.optimizer, self.device, self.seed = optimizer, device, int(run_cfg.seed)
@@ -52,15 +59,18 @@ class TrainStep:
         self.params = [param for group in optimizer.param_groups for param in group["params"]]
         self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and self.dtype == torch.float16)
         self.grad_norm: torch.Tensor | None = None  # of the last update, over all processes, before clipping
+        self.left_out = torch.zeros((), dtype=torch.bool, device=device)  # whether the last update was no update
+        self.stop_agreed = False  # whether some process wanted to stop at the last update
 
     def __call__(
-        self, forward: Callable[[], Mapping[str, Any]], *, step: int, window: int, update: bool
+        self, forward: Callable[[], Mapping[str, Any]], *, step: int, window: int, update: bool, stop: Callable[[], object] = bool
     ) -> dict[str, torch.Tensor]:
         """Take one batch; returns its losses, detached.
 
         ``step``: batches done so far, which with seed and rank decides every draw. ``window``: how many
         batches make up the update that this one belongs to (each counts 1 / window); ``update``: whether this
-        is the last of them.
+        is the last of them. ``stop``: asked at an update, whether this process wants to end the run; every
+        process then has the same ``stop_agreed``.
         """
         seed_step(self.seed, step, dist_utils.get_rank())
         with autocast(self.dtype, self.device):
@@ -69,19 +79,32 @@ class TrainStep:
         if not loss.requires_grad:
             raise ConfigError("the loss depends on no trainable parameter: what this batch uses is frozen")
         self.scaler.scale(loss / window).backward()
+        self._mark_if_not_finite(loss)
         if update:
-            self._update()
+            self._update(bool(stop()))
         return {name: torch.as_tensor(value).detach() for name, value in losses.items() if "loss" in name}
 
-    def _update(self) -> None:
-        dist_utils.average_gradients(self.params)
+    @torch.no_grad()
+    def _mark_if_not_finite(self, loss: torch.Tensor) -> None:
+        """A loss that is not finite may have a finite gradient: put NaN into one element then, 0 otherwise."""
+        grad = next((param.grad for param in self.params if param.grad is not None), None)
+        if grad is not None:
+            grad.view(-1)[0] += loss.detach() * 0
+
+    def _update(self, stop: bool) -> None:
+        self.stop_agreed = dist_utils.average_gradients(self.params, flag=stop)
         self.scaler.unscale_(self.optimizer)
         grads = [param.grad for param in self.params if param.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(grads)
+        self.left_out = ~torch.isfinite(self.grad_norm)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.clip_norm, self.grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            self.left_out &= self.scaler._get_scale_async() < MIN_LOSS_SCALE  # type: ignore[operator]
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            apply_unless(self.left_out, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,6 +126,23 @@ class TrainStep:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.grad_norm = None if state["grad_norm"] is None else state["grad_norm"].to(self.device)
+
+
+def apply_unless(left_out: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step of the optimizer where the 0-dim bool ``left_out`` is False; otherwise neither weights nor state change.
+
+    A fused optimizer decides on the device, as it does for a GradScaler; another one waits for the value, which on the CPU
+    costs nothing.
+    """
+    if all(group.get("fused") for group in optimizer.param_groups):
+        fused: Any = optimizer
+        fused.grad_scale, fused.found_inf = None, left_out.float()
+        try:
+            optimizer.step()
+        finally:
+            del fused.grad_scale, fused.found_inf
+    elif not bool(left_out):
+        optimizer.step()
 
 
 def to_device(samples: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
