@@ -1,7 +1,7 @@
 """Imported by a run's YAML (`imports`): the process kills itself in the middle of a save, as KILL_IN_SAVE says.
 
-KILL_IN_SAVE is "<n> <stage>": at the n-th checkpoint that the process writes, `half` written, before `fsync`, before `rename`, or once
-it is `renamed`.
+KILL_IN_SAVE is "<n> <stage>": at the n-th checkpoint that the process writes, `half` written, before `fsync`, before `rename`, or
+once it is `renamed`.
 """
 
 from __future__ import annotations

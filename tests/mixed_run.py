@@ -1,4 +1,4 @@
-"""A real run of a tiny RegionBLIP over generated pictures, regions and clouds, with dropout and augmentation, as its YAML; and the
+"""A real run of a tiny RegionBLIP over generated pictures, regions and clouds, with dropout and augmentation: its YAML, and the
 process that trains it."""
 
 from __future__ import annotations

@@ -105,7 +105,13 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> Path
     plain = _detached({key: value for key, value in state.items() if key != HASH_KEY})
     plain[HASH_KEY] = content_hash(plain)
     with _replacing(path) as stream:
-        torch.save(plain, stream)
+        try:
+            torch.save(plain, stream)
+        except RuntimeError as error:  # torch closes its zip file in the wake of a full disk, and complains of that instead
+            cause = error.__context__
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise (cause or error) from None
     return path
 
 
