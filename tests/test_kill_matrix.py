@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,9 +37,14 @@ class Straight(NamedTuple):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
-    folder = tmp_path_factory.mktemp("kill")
+    """Tasks in turn."""
+    return run_straight(tmp_path_factory.mktemp("kill"))
+
+
+def run_straight(folder: Path, **options: Any) -> Straight:
+    """The data, and the run that nothing happens to."""
     make_data(folder)
-    config = write_run(folder)
+    config = write_run(folder, **options)
     process = start(config, folder / "straight")
     wait_for_log(process, folder / "straight", lines=0)
     begun = time.monotonic()
@@ -131,16 +135,14 @@ def chain(straight: Straight, name: str, seed: int, kills: int) -> int:
     return done
 
 
-def chains() -> Iterator[tuple[str, int]]:
-    for index in range(2):
-        yield f"chain{index}", random.SystemRandom().randrange(2**32)
-
-
 @pytest.mark.slow
-def test_killed_at_many_moments(straight: Straight) -> None:
-    """Two chains at once, 24 kills in all, half of them in a save."""
-    seeds = dict(chains())
+def test_killed_at_many_moments(straight: Straight, tmp_path: Path) -> None:
+    """Two chains at once, 24 kills in all, half of them in a save: tasks in turn, and one task after the other with updates
+    over two batches."""
+    other = run_straight(tmp_path, task_order="sequential", accum_grad_iters=2, save_freq="3 steps")
+    seeds = [random.SystemRandom().randrange(2**32) for _ in range(2)]
     print(f"seeds of the moments: {seeds}")  # shown where the test fails
     with ThreadPoolExecutor(2) as pool:
-        killed = list(pool.map(lambda item: chain(straight, *item, 12), seeds.items()))
-    assert sum(killed) >= 24
+        first = pool.submit(chain, straight, "turns", seeds[0], 12)
+        second = pool.submit(chain, other, "sequential", seeds[1], 12)
+        assert first.result() + second.result() >= 24
