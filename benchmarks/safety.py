@@ -2,7 +2,7 @@
 
 Run:  python benchmarks/safety.py [--steps 60] [--every 20] [--output results.json]
 
-Trains the smoke run (run_scripts/train/smoke.yaml, on data made on the spot) in this process. A step is timed with what it does for
+Trains the smoke run (run_scripts/train/smoke.yaml, on data made on the spot). A step is timed with what it does for
 safety inside it; the parts for safety are timed by themselves within the same steps, so that both see the same machine. Prints
 medians: a step, a save (state, hash, write, fsync, rename), the share of saving every N steps, the share of the finite check.
 """
