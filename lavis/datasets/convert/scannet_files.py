@@ -51,11 +51,10 @@ def read_mesh(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
             raise
         raise BadItem(f"broken mesh: {path}, {type(error).__name__}: {error}") from error
     vertices = np.stack(columns, axis=1)
-    if not len(vertices) or not np.isfinite(vertices).all():
-        raise BadItem(
-            f"broken mesh: {path} has {len(vertices)} vertices, {int((~np.isfinite(vertices)).sum())} numbers not finite"
-        )
-    if len(faces) and not (0 <= faces.min() and faces.max() < len(vertices)):
+    bad = int((~np.isfinite(vertices)).sum())
+    if bad or not len(vertices):
+        raise BadItem(f"broken mesh: {path} has {len(vertices)} vertices, {bad} of their numbers are not finite")
+    if len(faces) and not (faces.min() >= 0 and faces.max() < len(vertices)):
         raise BadItem(f"broken mesh: {path} has faces of vertices {faces.min()} to {faces.max()}, and {len(vertices)} vertices")
     return vertices, faces
 
