@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextlib.contextmanager
@@ -28,3 +29,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file. ValueError names a file that is missing, a folder, or not JSON."""
+    source = Path(path)
+    if not source.is_file():
+        raise ValueError(f"{source} {'is a folder' if source.is_dir() else 'does not exist'}; expected a JSON file")
+    try:
+        return json.loads(source.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{source} is not a whole JSON file: {error}") from error

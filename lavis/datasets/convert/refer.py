@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis.common.errors import ConfigError, listed, unknown
-from lavis.common.files import replacing
+from lavis.common.files import read_json, replacing
 from lavis.datasets import geometry
 from lavis.datasets.convert.problems import Problems
 from lavis.datasets.pickles import as_text, read_pickle
@@ -75,10 +75,7 @@ def read_refs(path: Path, splits: tuple[str, ...]) -> list[Row]:
 
 def read_instances(path: Path) -> tuple[dict[Any, Row], dict[Any, Row]]:
     """{image id: image} and {annotation id: annotation} of a COCO file. ValueError where it is something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+    content = read_json(path)
     tables = []
     for key in ("images", "annotations"):
         rows = content.get(key) if isinstance(content, dict) else None

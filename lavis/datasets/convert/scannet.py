@@ -71,7 +71,7 @@ def vertex_normals(points: Array, faces: Array) -> NDArray[np.float64]:
     of_faces = _unit(np.cross(b - a, c - a))
     ends, weights = faces.reshape(-1), np.repeat(of_faces, 3, axis=0)
     sums = [np.bincount(ends, weights=weights[:, axis], minlength=len(points)) for axis in range(3)]
-    return _unit(np.stack(sums, axis=1))
+    return _unit(np.stack(sums, axis=1).astype(np.float64))  # of no faces, bincount makes integers
 
 
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,7 +6,6 @@ Letters: P vertices, F faces.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavis.common.files import read_json
 from lavis.datasets.convert.batch import BadItem
 
 Array = NDArray[Any]
@@ -147,6 +147,6 @@ def _must_exist(path: Path) -> None:
 def _read_json(path: Path, *, what: str) -> Any:
     _must_exist(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise BadItem(f"broken {what}: {path}, {error}") from error
+        return read_json(path)
+    except ValueError as error:
+        raise BadItem(f"broken {what}: {error}") from error
