@@ -73,9 +73,10 @@ def _parse(row: Any) -> tuple[str, str, str, Box]:
     image_id = row.get("image_id")
     if isinstance(image_id, bool) or not isinstance(image_id, (str, int)) or "/" in str(image_id):
         raise ValueError(f"image_id {image_id!r} is no name")
-    box = geometry.xywh_to_xyxy(row.get("bbox") or ())
-    if box.shape != (4,):
-        raise ValueError(f"bbox {row.get('bbox')!r} is not one box of 4 numbers")
+    try:
+        box = geometry.xywh_to_xyxy(row.get("bbox") or ()).reshape(4)
+    except ValueError as error:
+        raise ValueError(f"bbox {row.get('bbox')!r} is not 4 numbers") from error
     x1, y1, x2, y2 = (int(value) for value in geometry.truncate(box))
     return row["image"], row["caption"], f"{image_id}_bbox_{x1}_{y1}_{x2}_{y2}.jpg", (x1, y1, x2, y2)
 
