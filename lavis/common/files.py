@@ -11,18 +11,24 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A stream whose content becomes ``path`` when the block ends well, and nothing otherwise. Folders are made."""
+def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A stream whose content becomes ``path`` when the block ends well, and nothing otherwise. Folders are made.
+
+    ``durable`` waits until the disk has it. Without, a power cut may leave an empty file: for what can be made anew.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if not durable:
+        return
     with contextlib.suppress(OSError):  # not every file system lets a folder be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -97,7 +97,7 @@ def prepare(job: Job) -> list[Note]:
         if geometry.is_empty(inside):
             empty.append(name)
             continue
-        with replacing(job.output / name) as stream:
+        with replacing(job.output / name, durable=False) as stream:
             picture.crop(tuple(int(value) for value in inside)).save(stream, format="JPEG", quality=QUALITY)
     if empty:
         raise BadItem(f"region without area in its picture: {', '.join(empty)}")
@@ -105,8 +105,9 @@ def prepare(job: Job) -> list[Note]:
 
 
 def is_prepared(job: Job) -> bool:
-    """Whether all regions of a picture are there."""
-    return all((job.output / name).is_file() for name in job.regions)
+    """Whether all regions of a picture are there, and none is an empty file."""
+    paths = [job.output / name for name in job.regions]
+    return all(path.is_file() and path.stat().st_size > 0 for path in paths)
 
 
 def write_rows(rows: list[Row], output: Path) -> Path:

@@ -183,7 +183,7 @@ def prepare(job: Job) -> list[Note]:
     scene = convert_scene(job)
     job.array(ARRAYS[-1]).unlink(missing_ok=True)
     for name in ARRAYS:
-        with replacing(job.array(name)) as stream:
+        with replacing(job.array(name), durable=False) as stream:
             np.save(stream, scene.arrays[name])
     return scene.notes
 
