@@ -127,7 +127,7 @@ def convert_scene(job: Job) -> Scene:
     coloured, faces = read_mesh(Path(f"{prefix}_vh_clean_2.ply"))
     matrix = read_alignment(Path(f"{prefix}.txt"))
     segments = read_segments(Path(f"{prefix}_vh_clean_2.0.010000.segs.json"), len(coloured))
-    # some downloads have the objects of the mesh in full resolution only; its segments have the same numbers
+    # ScanRefer reads the objects of the mesh in full resolution (_vh_clean): taken where those of this mesh are not there
     objects = next((path for name in ("", "_vh_clean") if (path := Path(f"{prefix}{name}.aggregation.json")).is_file()), None)
     if objects is None:
         raise BadItem(f"missing file: {prefix}.aggregation.json")
