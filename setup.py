@@ -43,6 +43,7 @@ setup(
         "quickstart": ["scikit-learn>=1.3"],
         "lemmatizer": ["spacy>=3.7"],  # and its model: python -m spacy download en_core_web_sm
         "tensorboard": ["tensorboard>=2.14"],
+        "meshes": ["trimesh>=4.6"],  # tools/prepare_objaverse.py clouds
         "dev": ["pytest>=8", "ruff", "mypy", "peft>=0.14", "types-PyYAML"],
     },
 )

@@ -7,19 +7,19 @@ safetensors.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from lavis.common.errors import ConfigError
+from lavis.common.files import replacing
 
 logger = logging.getLogger(__name__)
 HASH_KEY = "content_hash"
@@ -104,7 +104,7 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> Path
     path = Path(path)
     plain = _detached({key: value for key, value in state.items() if key != HASH_KEY})
     plain[HASH_KEY] = content_hash(plain)
-    with _replacing(path) as stream:
+    with replacing(path) as stream:
         try:
             torch.save(plain, stream)
         except RuntimeError as error:  # torch closes its zip file in the wake of a full disk, and complains of that instead
@@ -113,27 +113,6 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> Path
                 cause = cause.__context__
             raise (cause or error) from None
     return path
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A stream whose content becomes ``path`` when the block ends well, and nothing otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not every file system lets a folder be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save_weights(state: dict[str, torch.Tensor], path: str | os.PathLike[str], *, beside: dict[str, Any] | None = None) -> Path:
@@ -153,7 +132,7 @@ def save_weights(state: dict[str, torch.Tensor], path: str | os.PathLike[str], *
     for name, tensor in _detached(state).items():  # safetensors wants every tensor to own its bytes
         plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
-    with _replacing(path) as stream:
+    with replacing(path) as stream:
         save_file(plain, stream.name, metadata={"format": "pt"})
     return path
 

@@ -9,10 +9,9 @@ order in training, centred and scaled into the unit sphere. Layout after ULIP (c
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,52 +21,16 @@ from lavis.common.registry import registry
 from lavis.datasets import cloud_geometry
 from lavis.datasets.builder import BaseDatasetBuilder
 from lavis.datasets.clouds import CloudDataset
+from lavis.datasets.pickles import read_pickle
 from lavis.datasets.samples import AnnotationError, BadSample, Row, Sample
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How a pickle of protocol 2 spells bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"asks for text in {encoding!r}")
-    return text.encode(encoding)
-
-
-_PARTS_OF_ARRAYS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
-    **{
-        (module, name): value
-        for core in ("numpy.core", "numpy._core")
-        for module, name, value in (
-            (f"{core}.multiarray", "_reconstruct", np.zeros(1).__reduce__()[0]),
-            (f"{core}.multiarray", "scalar", np.float64(0).__reduce__()[0]),
-            (f"{core}.numeric", "_frombuffer", np.zeros(1).__reduce_ex__(5)[0]),
-        )
-    },
-}
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads lists, numbers, texts and numpy arrays. UnpicklingError for whatever else a pickle asks for, so that
-    reading one runs no code of its own."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, encoding="latin1")
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PARTS_OF_ARRAYS:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}, which is no part of an array; it is not run")
-        return _PARTS_OF_ARRAYS[module, name]
 
 
 def read_clouds(path: Path) -> tuple[Sequence[Any], Sequence[Any]]:
     """The clouds and the labels of a pickle. AnnotationError for another layout, and for one that is more than data."""
     try:
-        with path.open("rb") as file:
-            content = ArrayUnpickler(file).load()
-    except Exception as error:  # a broken pickle raises almost anything
-        raise AnnotationError(f"{path}: cannot be read as a pickle of arrays ({type(error).__name__}: {error})") from error
+        content = read_pickle(path, encoding="latin1")
+    except ValueError as error:
+        raise AnnotationError(str(error)) from error
     if not isinstance(content, (list, tuple)) or len(content) != 2 or not all(hasattr(part, "__len__") for part in content):
         raise AnnotationError(f"{path}: holds a {type(content).__name__}; accepted: [list of clouds, list of labels]")
     if len(content[0]) != len(content[1]):

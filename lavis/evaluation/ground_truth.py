@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -77,6 +78,25 @@ def build_objaverse_ground_truth(annotation: str | os.PathLike[str], path: str |
             raise ValueError(f"{os.fspath(annotation)}, line {number}: {object_id[:80]!r} is not <object id>,<caption>")
         captions.append((object_id, caption))
     return build_ground_truth(captions, path, first=1, image_per_row=True)
+
+
+def build_crop_ground_truth(annotation: str | os.PathLike[str], path: str | os.PathLike[str], *, seed: int) -> dict[str, Any]:
+    """Rows {"image_id", "caption": [text, ...]} of cropped regions -> COCO caption file of them at `path`.
+
+    As published, the rows are shuffled with `seed` and annotations count from 1. ValueError names the file and the row
+    (from 0) that is not one.
+    """
+    rows = read_json(annotation)
+    if not isinstance(rows, list):
+        raise ValueError(f"{os.fspath(annotation)} holds a {type(rows).__name__}; expected a list of rows")
+    for index, row in enumerate(rows):
+        captions = row.get("caption") if isinstance(row, Mapping) else None
+        good = isinstance(captions, list) and captions and all(isinstance(text, str) for text in captions)
+        if not good or not isinstance(row.get("image_id"), (str, int)):
+            expected = '{"image_id": text, "caption": [text, ...]}'
+            raise ValueError(f"{os.fspath(annotation)}, row {index}: {str(row)[:80]!r} is not a row {expected}")
+    random.Random(seed).shuffle(rows)
+    return build_ground_truth([(row["image_id"], text) for row in rows for text in row["caption"]], path, first=1)
 
 
 def _rows(
