@@ -167,22 +167,24 @@ def test_shards_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_furthest_good_file_is_the_latest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    names = [
-        "checkpoint_9",
-        "checkpoint_10_step700",
-        "checkpoint_10_step90",
-        "checkpoint_10",
-        "checkpoint_best",
-        "checkpoint_best_image",
-    ]
-    for name in reversed(names):
-        save_checkpoint({"name": name}, tmp_path / f"{name}.pth")
+    places = {
+        "checkpoint_best_image": (3, 500),
+        "checkpoint_best": (2, 400),
+        "checkpoint_10": (11, 1000),
+        "checkpoint_10_step90": (10, 90),
+        "checkpoint_10_step700": (10, 700),
+        "checkpoint_9": (10, 10),
+    }
+    for name, (epoch, step) in places.items():
+        save_checkpoint({"progress": {"epoch": epoch, "step": step}}, tmp_path / f"{name}.pth")
     ordered = [path.stem for path in list_checkpoints(tmp_path)]
     assert ordered == ["checkpoint_10", "checkpoint_10_step700", "checkpoint_10_step90", "checkpoint_9"]
     assert find_latest(tmp_path) == tmp_path / "checkpoint_10.pth"
     (tmp_path / "checkpoint_10.pth").write_bytes(b"")
     assert find_latest(tmp_path) == tmp_path / "checkpoint_10_step700.pth"
     assert "passed over" in caplog.text and "checkpoint_10.pth is empty" in caplog.text
+    save_checkpoint({"progress": {"epoch": 10, "step": 800}}, tmp_path / "checkpoint_best.pth")  # written last, and further
+    assert find_latest(tmp_path) == tmp_path / "checkpoint_best.pth"
     assert find_latest(tmp_path / "nowhere") is None
 
 
