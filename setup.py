@@ -43,6 +43,8 @@ setup(
         "quickstart": ["scikit-learn>=1.3"],
         "lemmatizer": ["spacy>=3.7"],  # and its model: python -m spacy download en_core_web_sm
         "tensorboard": ["tensorboard>=2.14"],
+        "wandb": ["wandb>=0.19"],
+        "plots": ["matplotlib>=3.9"],  # tools/plot_log.py
         "dev": ["pytest>=8", "ruff", "mypy", "peft>=0.14", "types-PyYAML"],
     },
 )
