@@ -134,12 +134,12 @@ def _without_rewritten(path: Path, notes: list[str]) -> list[tuple[int, dict[str
 
 
 def _is_step(row: dict[str, Any]) -> bool:
-    return "step" in row and "modality" in row and not row.get("skipped_step")
+    return "step" in row and "modality" in row and "skipped_step" not in row
 
 
 def _add(log: RunLog, row: dict[str, Any], *, where: str) -> bool:
     """Put a row into the series; whether it is of a known kind."""
-    if row.get("skipped_step"):
+    if "skipped_step" in row:
         log.skipped.append((int(_number(row, "step", where)), str(row.get("modality") or "")))
     elif _is_step(row):
         step = _number(row, "step", where)
