@@ -44,6 +44,8 @@ setup(
         "lemmatizer": ["spacy>=3.7"],  # and its model: python -m spacy download en_core_web_sm
         "tensorboard": ["tensorboard>=2.14"],
         "meshes": ["trimesh>=4.6"],  # tools/prepare_objaverse.py clouds
+        "wandb": ["wandb>=0.19"],
+        "plots": ["matplotlib>=3.9"],  # tools/plot_log.py
         "dev": ["pytest>=8", "ruff", "mypy", "peft>=0.14", "types-PyYAML"],
     },
 )

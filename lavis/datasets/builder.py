@@ -44,6 +44,7 @@ class BaseDatasetBuilder:
         assert isinstance(full, dict)
         self.config: dict[str, Any] = {str(key): value for key, value in full.items()}
         self.cache_root = resolve(cache_root) if cache_root else get_cache_root()
+        self.wrong_sums: list[str] = []  # files whose md5 is another than the configuration says
         task_name = self.config.get("task_name")
         if not task_name or (task_name.startswith("task_alignLLM") and modality_of(task_name) == task_name):
             raise ConfigError(unknown(self._key("task_name"), task_name, [*TASK_NAMES, *MODALITIES]))
@@ -67,23 +68,43 @@ class BaseDatasetBuilder:
         path, and an unknown key or processor; AnnotationError a file that holds nothing that can be used.
         """
         wanted = self._wanted(splits)
-        files = {split: self._annotation_files(split) for split in wanted}
+        files = {split: self.annotation_files(split) for split in wanted}
         sources = {split: self._sources(split) for split in wanted}
         datasets = {}
         for split in wanted:
-            cls = self.train_dataset_cls if split == "train" else self.eval_dataset_cls
-            dataset = cls(
-                ann_paths=files[split],
-                name=self.name,
-                split=split,
-                modality=self.modality,
-                dataset_repeat_num=self._split(split)["dataset_repeat_num"],
-                **sources[split],
-            )
+            dataset = self._open(split, files[split], sources[split])
             dataset.check_usable()
             logger.info("dataset %s, %s: %d samples of modality %s", self.name, split, len(dataset), self.modality)
             datasets[split] = dataset
         return datasets
+
+    def open_dataset(self, split: str, files: Sequence[Path]) -> BaseDataset:
+        """The dataset of a split with these annotation files, read, but with no row of it loaded: it may hold none that can be
+        used. Errors are those of `build_datasets`."""
+        return self._open(split, files, self._sources(split))
+
+    def check_sources(self, split: str) -> None:
+        """ConfigError for a folder or a processor of a split that is not there."""
+        self._sources(split)
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have a storage."""
+        return [split for split in self._annotations() if self._split(split)[self.storage_key]]
+
+    def dataset_class(self, split: str) -> type[BaseDataset]:
+        """The class of a split's dataset."""
+        return self.train_dataset_cls if split == "train" else self.eval_dataset_cls
+
+    def _open(self, split: str, files: Sequence[Path], sources: Mapping[str, Any]) -> BaseDataset:
+        return self.dataset_class(split)(
+            ann_paths=files,
+            name=self.name,
+            split=split,
+            modality=self.modality,
+            dataset_repeat_num=self._split(split)["dataset_repeat_num"],
+            **sources,
+        )
 
     def use_root(self, folder: str | Path) -> None:
         """Look below `folder` for what the rows name, instead of where the configuration says."""
@@ -132,7 +153,7 @@ class BaseDatasetBuilder:
         }
 
     def _wanted(self, splits: Iterable[str] | None) -> list[str]:
-        available = [split for split in self._annotations() if self._split(split)[self.storage_key]]
+        available = self.splits
         if splits is None:
             if not available:
                 raise ConfigError(f"{self._key(*self.annotations_at)}: no split has a {self.storage_key}; give it a path")
@@ -144,17 +165,26 @@ class BaseDatasetBuilder:
                 raise ConfigError(f"{key} is not set; splits with a {self.storage_key}: {listed(available)}")
         return wanted
 
-    def _annotation_files(self, split: str) -> list[Path]:
+    def annotation_files(self, split: str) -> list[Path]:
+        """The annotation files of a split. ConfigError names all that are missing; a warning tells of another md5 than the
+        configuration's."""
         entry = self._split(split)
         storages, urls, sums = (_as_list(entry[key]) for key in (self.storage_key, "url", "md5"))
-        files = []
+        files, missing = [], []
         for number, storage in enumerate(storages):
             key = self._key(*self.annotations_at, split, self.storage_key)
             hint = f"; it can be had from {urls[number]}" if number < len(urls) and urls[number] else ""
-            path = self._find(key, storage, kind="file", hint=hint)
-            if number < len(sums) and sums[number]:
-                _check_md5(path, str(sums[number]))
+            try:
+                path = self._find(key, storage, kind="file", hint=hint)
+            except ConfigError as error:
+                missing.append(str(error))
+                continue
+            if number < len(sums) and sums[number] and (wrong := _wrong_md5(path, str(sums[number]))):
+                logger.warning("%s", wrong)
+                self.wrong_sums.append(wrong)
             files.append(path)
+        if missing:
+            raise ConfigError("\n".join(missing))
         return files
 
     def _root(self) -> Path:
@@ -198,13 +228,14 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
-def _check_md5(path: Path, expected: str) -> None:
+def _wrong_md5(path: Path, expected: str) -> str:
+    """What is to be told of a file whose md5 is not the expected one; empty where it is."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
-    if digest.hexdigest() != expected.lower():
-        logger.warning("%s has md5 %s, the configuration says %s", path, digest.hexdigest(), expected)
+    found = digest.hexdigest()
+    return "" if found == expected.lower() else f"{path} has md5 {found}, the configuration says {expected}"
 
 
 dataset_zoo = Zoo("builder", heading="Datasets", types="DATASET_CONFIG_DICT", without_types=True)

@@ -137,6 +137,8 @@ class CaptionedDataset(BaseDataset):
 class ImageDataset(CaptionedDataset):
     """Rows that name a picture; what datasets of pictures share."""
 
+    headers_only = False  # true: pictures are opened for their size alone, which a check of many files does
+
     def __init__(self, **kwargs: Any) -> None:
         self._kept = RecentlyUsed(KEPT_IMAGES)
         super().__init__(**kwargs)
@@ -158,9 +160,10 @@ class ImageDataset(CaptionedDataset):
             raise BadSample(f"missing image: {path}")
         try:
             with Image.open(path) as picture:
-                return picture.convert("RGB")
+                return picture if self.headers_only else picture.convert("RGB")
         except Exception as error:  # a broken file makes Pillow's decoders raise almost anything; it costs this row only
-            raise BadSample(f"broken image: {path} ({type(error).__name__}: {error})") from error
+            why = f"{type(error).__name__}: {error}" if path.stat().st_size else "the file is empty"
+            raise BadSample(f"broken image: {path} ({why})") from error
 
     def load_picture_and_text(self, row: Row, rng: np.random.RandomState) -> tuple[Sample, tuple[int, int]]:
         """The sample of a parsed row without its box, and the picture's (width, height) in pixels."""

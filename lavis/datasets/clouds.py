@@ -27,7 +27,8 @@ def read_array(path: Path, *, what: str) -> NDArray[Any]:
                 array: NDArray[Any] = loaded["arr_0"]
                 return array
     except Exception as error:  # a broken archive or header raises almost anything; it costs this row only
-        raise BadSample(f"broken {what}: {path} ({type(error).__name__}: {error})") from error
+        why = f"{type(error).__name__}: {error}" if path.stat().st_size else "the file is empty"
+        raise BadSample(f"broken {what}: {path} ({why})") from error
     raise BadSample(f"no arr_0: {path} holds {listed(names)}")
 
 

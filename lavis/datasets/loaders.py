@@ -215,6 +215,28 @@ class MixedLoader:
         """Batches left of the current epoch."""
         return sum(loader.remaining for loader in self.loaders.values())
 
+    def upcoming(self, steps: int) -> dict[str, float]:
+        """How many of the next `steps` batches come from each loader, through as many epochs as it takes; of a part of an epoch
+        whose order is drawn, the expected number."""
+        left = {key: loader.remaining for key, loader in self.loaders.items()}
+        whole = {key: len(loader) for key, loader in self.loaders.items()}
+        if steps <= sum(left.values()) or not len(self):
+            return self._first(left, steps)
+        epochs, rest = divmod(steps - sum(left.values()), len(self))
+        part = self._first(whole, rest)
+        return {key: left[key] + epochs * whole[key] + part[key] for key in whole}
+
+    def _first(self, counts: Mapping[str, int], steps: int) -> dict[str, float]:
+        """The part of each loader in the first `steps` of so many batches."""
+        if self.order != "sequential":
+            share = min(steps / max(sum(counts.values()), 1), 1.0)
+            return {key: count * share for key, count in counts.items()}
+        taken: dict[str, float] = {}
+        for key, count in counts.items():
+            taken[key] = float(min(count, steps))
+            steps -= int(taken[key])
+        return taken
+
     def epoch(self, epoch: int) -> Iterator[tuple[str, Batch]]:
         """(key, batch) of an epoch; after `load_state_dict` those that the saved position had left of it."""
         if not (self._restored and epoch == self._epoch):

@@ -206,6 +206,7 @@ class BaseDataset(Dataset[Sample]):
         self.files = [Path(path) for path in ann_paths]
         self.seed = 0
         self.dropped: list[tuple[str, str]] = []  # (row, reason) of rows left out in reading
+        self.rows_read = 0  # of the files, those left out counted
         file_of_row: list[int] = []
         self.rows = PackedRows(self._rows(file_of_row))
         self._file_of_row = np.asarray(file_of_row, dtype=np.int32)
@@ -313,6 +314,7 @@ class BaseDataset(Dataset[Sample]):
             kept, dropped, keys = 0, len(self.dropped), ""
             for label, row in self.read_file(path):
                 keys = keys or ", ".join(row)
+                self.rows_read += 1
                 try:
                     parsed = self.parse(row, label)
                 except BadSample as error:

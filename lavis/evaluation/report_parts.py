@@ -82,7 +82,7 @@ def charts(curves: Mapping[str, Points]) -> list[dict[str, Any]]:
 
 
 def _chart(title: str, lines: Mapping[str, Points]) -> dict[str, Any]:
-    smooth = {name: _smoothed(points) for name, points in lines.items()}
+    smooth = {name: smoothed(points) for name, points in lines.items()}
     left = min(points[0][0] for points in lines.values())
     right = max(points[-1][0] for points in lines.values())
     x_ticks = [tick for tick in _nice_ticks(left, right, count=5) if left <= tick <= right]
@@ -104,7 +104,7 @@ def _chart(title: str, lines: Mapping[str, Points]) -> dict[str, Any]:
     }
 
 
-def _smoothed(points: Points) -> list[tuple[float, float]]:
+def smoothed(points: Points) -> list[tuple[float, float]]:
     """Moving averages over up to a twentieth of the points; at the start, where a loss falls fast, over fewer."""
     reach = max(1, len(points) // 40)
     sums = [0.0]

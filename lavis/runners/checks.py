@@ -8,6 +8,7 @@ from lavis.common.config import ConfigError
 from lavis.common.errors import listed, unknown
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
+from lavis.common.wandb_run import wandb_settings
 from lavis.runners.saving import SaveFreq
 from lavis.runners.step import AMP_DTYPES
 
@@ -48,6 +49,7 @@ def check_run(run_cfg: Any) -> None:
     if skipped is not None and (not isinstance(skipped, int) or skipped < 0):
         raise ConfigError(f"run.max_skipped_steps must be a whole number of at least 0, or null for no limit, not {skipped!r}")
     SaveFreq.parse(run_cfg.save_freq)
+    wandb_settings(run_cfg.wandb)
     if hasattr(runner, "check_run"):
         runner.check_run(run_cfg)
     resume = run_cfg.resume_ckpt_path

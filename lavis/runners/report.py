@@ -8,81 +8,32 @@ whenever the same run is repeated or resumed.
 from __future__ import annotations
 
 import logging
-import resource
-import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from lavis.common import dist_utils
 from lavis.common.logger import JsonlLog, Scalars, clock
+from lavis.common.wandb_run import WandbRun, wandb_settings
 from lavis.runners.progress import Progress
+from lavis.runners.timing import Stopwatch
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Most memory in use so far, in GB (2^30): of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-class Stopwatch:
-    """Time and samples since the last ``read``, and the part of it spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.start, self.waited, self.steps, self.samples = time.perf_counter(), 0.0, 0, 0
-
-    def iterate(self, iterator: Iterator[T]) -> Iterator[T]:
-        """The same items; the wait for each is counted."""
-        while True:
-            before = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            self.waited += time.perf_counter() - before
-            yield item
-
-    def count(self, samples: int) -> None:
-        self.steps += 1
-        self.samples += samples
-
-    def read(self, *, steps_left: int, device: torch.device) -> dict[str, float]:
-        """The ``timing`` object (seconds, share, samples per second over all processes), and start anew."""
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        each = seconds / max(self.steps, 1)
-        timing = {
-            "seconds_per_step": round(each, 5),
-            "data_wait": round(self.waited / seconds, 4),
-            "samples_per_second": round(self.samples * dist_utils.get_world_size() / seconds, 2),
-            "eta_seconds": round(each * steps_left, 1),
-            "max_memory_gb": round(peak_memory_gb(device), 3),
-        }
-        self.restart()
-        return timing
 
 
 class Report:
-    """log.txt, the console and TensorBoard of a training run. Its methods are collective; the main process
-    writes."""
+    """log.txt, the console, TensorBoard and Weights & Biases of a training run. Its methods are collective; the
+    main process writes."""
 
     def __init__(self, output_dir: Path, *, run_cfg: Any, device: torch.device) -> None:
         main = dist_utils.is_main_process()
         self.log = JsonlLog(output_dir / "log.txt", enabled=main)
-        self.stopwatch = Stopwatch()
-        self.device = device
-        self._folder, self._wanted = output_dir / "tensorboard", bool(run_cfg.tensorboard) and main
-        self._scalars: Scalars | None = None
+        self.stopwatch = Stopwatch(device)
+        self._folder, self._run_cfg = output_dir, run_cfg
+        self._scalars: list[Scalars | WandbRun] = []
 
     def begin(self, *, step: int, log_lines: int | None) -> None:
         """Start a new log (an old one is set aside), or go on after the first ``log_lines`` lines of the old
@@ -91,8 +42,20 @@ class Report:
             self.log.set_aside()
         else:
             self.log.truncate(log_lines)
-        self._scalars = Scalars(self._folder, enabled=self._wanted, purge_step=step if step else None)
-        self.stopwatch.restart()
+        if dist_utils.is_main_process():
+            self._begin_scalars(step=step, resumed=log_lines is not None)
+        self.stopwatch.begin_epoch()
+
+    def _begin_scalars(self, *, step: int, resumed: bool) -> None:
+        folder, run_cfg = self._folder, self._run_cfg
+        wanted = bool(run_cfg.tensorboard)
+        self._scalars = [Scalars(folder / "tensorboard", enabled=wanted, purge_step=step if step else None)]
+        settings = wandb_settings(run_cfg.get("wandb"))
+        if settings is not None:
+            saved = folder / "config.yaml"  # the whole configuration, as launched
+            config = OmegaConf.load(saved) if saved.is_file() else OmegaConf.create({"run": run_cfg})
+            plain: Any = OmegaConf.to_container(config, resolve=True)
+            self._scalars.append(WandbRun(folder, settings=settings, config=plain, resumed=resumed))
 
     def step(
         self,
@@ -103,15 +66,17 @@ class Report:
         lr: float,
         grad_norm: torch.Tensor | None,
         epoch_steps: int,
-        steps_left: int,
+        steps_left: Mapping[str, float],
+        pauses_left: int,
     ) -> None:
-        """The line of one step; here, and only here, the host waits for the device."""
+        """The line of one step; here, and only here, the host waits for the device. ``steps_left``: to the end of training, by
+        key; ``pauses_left``: ends of epochs, with what is done there."""
         names = list(losses)
         values = torch.stack([losses[name].float() for name in names])
         means = (dist_utils.all_reduce_sum(values) / dist_utils.get_world_size()).tolist()
         numbers = dict(zip(names, means, strict=True))
         norm = None if grad_norm is None else float(grad_norm)
-        timing = self.stopwatch.read(steps_left=steps_left, device=self.device)
+        timing = self.stopwatch.read(steps_left=steps_left, pauses_left=pauses_left)
         row = {"step": progress.step, "epoch": progress.epoch, "modality": key, **numbers, "lr": lr, "grad_norm": norm}
         self.log.write({**row, "timing": timing})
         self._write_scalars(
@@ -169,12 +134,12 @@ class Report:
         for name, count in dropped.items():
             if count:
                 logger.warning("%s: %d rows were left out when its files were read", name, count)
-        if self._scalars is not None:
-            self._scalars.close()
+        for scalars in self._scalars:
+            scalars.close()
 
     def _write_scalars(self, scalars: Mapping[str, Any], *, step: int) -> None:
-        if self._scalars is not None:
-            self._scalars.write(scalars, step=step)
+        for writer in self._scalars:
+            writer.write(scalars, step=step)
 
     def _tell_skipped(self, when: str, skipped: Mapping[str, Mapping[str, Any]]) -> None:
         if dist_utils.is_main_process():

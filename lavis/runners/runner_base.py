@@ -65,6 +65,10 @@ class RunnerBase:
         """Batches of a whole epoch."""
         return len(self.loader)
 
+    def steps_left(self, *, of_epoch: int) -> int:
+        """Batches to the end of training, ``of_epoch`` of them in the present epoch."""
+        return of_epoch + (self.num_epochs - self.progress.epoch - 1) * self.epoch_length()
+
     def batch_size(self, modality: str) -> int:
         return int(self.run_cfg.batch_size_train)
 
@@ -160,7 +164,7 @@ class RunnerBase:
         self.model.train()
         batches, left = self.epoch_batches(epoch)
         total = self.progress.step_in_epoch + left
-        self.report.stopwatch.restart()
+        self.report.stopwatch.begin_epoch()
         for key, samples in self.report.stopwatch.iterate(batches):
             self.train_step(key, samples, total=total)
         self.tell_skipped()
@@ -196,7 +200,8 @@ class RunnerBase:
                 lr=lr,
                 grad_norm=self.step.grad_norm,
                 epoch_steps=total,
-                steps_left=total - done - 1 + (self.num_epochs - progress.epoch - 1) * self.epoch_length(),
+                steps_left=self.loader.upcoming(self.steps_left(of_epoch=total - done - 1)),
+                pauses_left=self.num_epochs - progress.epoch,
             )
         # saved at the end of an update (between its batches gradients would be lost); the end of an epoch is train's
         self.save_due |= self.saver.due_after_step(progress.step, is_log_step=is_log_step)

@@ -34,6 +34,9 @@ class RunnerIter(RunnerBase):
     def epoch_length(self) -> int:
         return int(self.run_cfg.iters_per_inner_epoch or len(self.loader))
 
+    def steps_left(self, *, of_epoch: int) -> int:
+        return int(self.run_cfg.max_iters) - self.progress.step
+
     def epoch_batches(self, epoch: int) -> tuple[Iterator[tuple[str, Any]], int]:
         if self._stream is None:
             self._stream = self._passes()
