@@ -42,7 +42,7 @@ class PretrainTask(BaseTask):
             raise ValueError(f"the split {split_name} of dataset {getattr(dataset, 'name', dataset)} holds no sample")
         names = list(dict.fromkeys(name for row in rows for name in row["losses"]))
         metrics: dict[str, Any] = {name: _mean(rows, name) for name in names}
-        if counted := {name for row in rows for name in row["counts"]}:
+        if counted := {name for row in rows for name in row.get("counts", ())}:
             metrics["loss"] = sum(metrics[name] for name in sorted(counted))
         counts = {"num_samples": samples, "num_unreadable": sum(row["unreadable"] for row in rows)}
         return {**metrics, **counts, "agg_metrics": -metrics["loss"]}
@@ -50,6 +50,6 @@ class PretrainTask(BaseTask):
 
 def _mean(rows: list[Row], name: str) -> float:
     """Mean of a loss over batches that count by its terms, or by their samples."""
-    weights = [row["counts"].get(name, 0.0 if row["counts"] else row["n"]) for row in rows]
+    weights = [counts.get(name, 0.0) if (counts := row.get("counts")) else row["n"] for row in rows]
     values = [row["losses"].get(name, 0.0) for row in rows]
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / max(sum(weights), 1e-12)
