@@ -221,7 +221,7 @@ def check_steps(one: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
 
 def check_numbers(one: dict[str, Any], many: dict[str, Any], *, double: bool) -> None:
     """Losses, gradients and weights. In float32 a gradient that is the small rest of large terms is left with a larger rounding
-    error: there one tensor in twenty may differ by more, and float64 says that it is no more than rounding."""
+    error: there one tensor in fifty may differ by more, and float64 says that it is no more than rounding."""
     tolerance = 1e-9 if double else 1e-5
     for mine, theirs in zip(one["log"], many["log"], strict=True):
         assert mine.keys() == theirs.keys()
@@ -239,7 +239,7 @@ def check_numbers(one: dict[str, Any], many: dict[str, Any], *, double: bool) ->
         errors += [error(mine[name], theirs[name]) for name in mine]
         assert not any(value.any() for name, value in mine.items() if name.endswith(".key.bias"))
     beyond = sum(value > tolerance for value in errors)
-    assert beyond <= (0 if double else len(errors) // 20), f"{beyond} of {len(errors)} gradients, the worst {max(errors):.1e}"
+    assert beyond <= (0 if double else len(errors) // 50), f"{beyond} of {len(errors)} gradients, the worst {max(errors):.1e}"
     assert max(errors) < 1e-3
     assert relative_norm(one["weights"], many["weights"]) < (1e-9 if double else 1e-4)
 

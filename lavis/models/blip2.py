@@ -354,7 +354,7 @@ def global_mean(loss: losses.TokenLoss) -> Mean:
 def global_row_mean(local_mean: Tensor, sizes: list[int]) -> Mean:
     """A mean over this process's rows as its share of the mean over the rows of all, `sizes` on each process."""
     rows = sum(sizes)
-    return Mean(local_mean * (sizes[dist_utils.get_rank()] * dist_utils.get_world_size() / rows), rows)
+    return Mean(local_mean * sizes[dist_utils.get_rank()] * dist_utils.get_world_size() / rows, rows)
 
 
 @registry.register_model("blip2")
