@@ -179,7 +179,7 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def gather_sizes(rows: int) -> list[int]:
-    """Rows held by every rank, in rank order."""
+    """Rows (or another whole number) held by every rank, in rank order."""
     if not is_distributed():
         return [rows]
     sizes = [torch.zeros(1, dtype=torch.long) for _ in range(get_world_size())]
@@ -228,6 +228,11 @@ def gather_with_grad(tensor: torch.Tensor, *, sizes: Sequence[int] | None = None
     if not tensor.is_floating_point():
         return _all_gather_rows(tensor, sizes)
     return _GatherRows.apply(tensor, list(sizes))
+
+
+def sum_with_grad(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of every rank's tensor of one shape, differentiable as ``gather_with_grad`` is."""
+    return gather_with_grad(tensor.unsqueeze(0), sizes=[1] * get_world_size()).sum(dim=0)
 
 
 @torch.no_grad()

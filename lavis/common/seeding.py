@@ -1,14 +1,16 @@
 """Every random draw is a function of numbers one can name.
 
-A step's draws (dropout, negatives) follow from (seed, step, rank), a sample's (augmentation, choice of a
-caption) from (seed, epoch, index): neither depends on what was drawn before, on the number of loader workers
-or on a restart.
+A step's draws follow from (seed, step, rank), a sample's (augmentation, choice of a caption) from (seed, epoch,
+index): neither depends on what was drawn before, on the number of loader workers or on a restart. Of a step's
+draws only dropout and drop path depend on the rank; hard negatives (``shared_rng``) and the points at which the
+sampling of clouds begins (``step_draws``) are the same on any number of processes.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 _MASK = (1 << 64) - 1
-_SAMPLE, _STEP, _SHARED = 1, 2, 3
+_SAMPLE, _STEP, _SHARED, _KEYED = 1, 2, 3, 4
 _shared: list[int] = []  # (seed, step) of the running step, without its rank
 
 
@@ -60,6 +62,14 @@ def shared_rng(*, stream: int = 0) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(mix(_SHARED, *_shared, stream))
         yield
+
+
+def step_draws(keys: Iterable[object], limit: int) -> list[int] | None:
+    """A random whole number below ``limit`` for each key: a function of seed, step and key, whichever rank asks.
+    None where ``seed_step`` was never called."""
+    if not _shared:
+        return None
+    return [mix(_KEYED, *_shared, zlib.crc32(str(key).encode())) % limit for key in keys]
 
 
 @contextmanager

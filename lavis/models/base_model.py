@@ -25,7 +25,15 @@ NO_DECAY = (
 
 
 class Losses(dict[str, Tensor]):
-    """Losses by name (`loss` is their sum), also readable as attributes. All are 0-dim tensors."""
+    """Losses by name (`loss` is their sum), also readable as attributes. All are 0-dim tensors.
+
+    `counts`: of how many terms (tokens, rows) of the global batch a loss is the mean; only losses that were computed are there.
+    Means over several batches are exact when each counts by its terms.
+    """
+
+    def __init__(self, *args: Any, counts: Mapping[str, Tensor | int] | None = None, **losses: Tensor) -> None:
+        super().__init__(*args, **losses)
+        self.counts = dict(counts or {})
 
     def __getattr__(self, name: str) -> Tensor:
         try:

@@ -5,7 +5,12 @@ two pre-training stages: `blip2` (ITC, ITM, ITG) and `blip2_opt`, `blip2_t5` (ca
 
 Losses are those of the global batch: features are gathered, token losses are divided by the global token count, hard negatives
 are drawn for the global batch from a generator that is the same on all processes. Averaging gradients over processes
-then gives the gradient of one process that holds the whole batch.
+then gives the gradient of one process that holds the whole batch. Dropout and drop path alone draw per process.
+
+Several batches per update (`run.accum_grad_iters`) give the mean of the batches' gradients. That is the gradient of the larger
+batch for the region loss where batches have equal rows, and for the token losses (lm, llm) where they have equal tokens; dividing
+by the tokens of all of them would ask for batches that have not come yet. Not for ITC and ITM: a row is compared with the rows of
+its own batch only.
 
 Shapes: B rows, I encoded inputs (several rows may share one), T encoder tokens, C encoder width, Q queries, D Q-Former width,
 E similarity width, L text tokens, H LLM width; *_all are over all processes.
@@ -41,6 +46,14 @@ from lavis.models.qformer import EncoderTokens, KeyValue, QFormer
 from lavis.models.retrieval import Retrieval
 
 logger = logging.getLogger(__name__)
+
+
+class Mean(NamedTuple):
+    """This process's share of a mean over all processes, scaled so that averaging over processes gives the mean, and how many
+    rows or tokens of all processes the mean is over."""
+
+    value: Tensor
+    terms: Tensor | int
 
 
 class Looked(NamedTuple):
@@ -208,11 +221,12 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         with self.router.route(row.name):
             found = self._losses(samples, row, self.look(samples, row))
         zero = torch.zeros((), device=self.device)
-        weighted = {name: found[name] * row.weight(name) if name in found else zero for name in LOSS_NAMES}
+        weighted = {name: found[name].value * row.weight(name) if name in found else zero for name in LOSS_NAMES}
         total = torch.stack([weighted[name] for name in found]).sum() if found else zero
-        return Losses(loss=total, **{f"loss_{name}": value for name, value in weighted.items()})
+        counts = {f"loss_{name}": mean.terms for name, mean in found.items()}
+        return Losses(loss=total, counts=counts, **{f"loss_{name}": value for name, value in weighted.items()})
 
-    def _losses(self, samples: Mapping[str, Any], row: Modality, looked: Looked) -> dict[str, Tensor]:
+    def _losses(self, samples: Mapping[str, Any], row: Modality, looked: Looked) -> dict[str, Mean]:
         """Unweighted losses of the row. A batch with `text_output` has questions, and teaches the answers alone."""
         hidden, tokens, _, cache = looked
         if samples.get("text_output") is not None:
@@ -220,17 +234,18 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         texts, branch = as_list(samples["text_input"]), self.branch(row.name)
         if len(texts) != tokens.rows:
             raise ValueError(f"{len(texts)} texts for {tokens.rows} rows")
-        found: dict[str, Tensor] = {}
+        found: dict[str, Mean] = {}
+        sizes = dist_utils.gather_sizes(len(texts))
         if row.weight("itc") or row.weight("itm") or row.weight("lm"):
             ids, mask = self.tokenize(texts)
         if row.weight("itc") or row.weight("itm"):
-            sim_i2t, sim_t2i = self.similarities(row, hidden, ids, mask)
+            sim_i2t, sim_t2i = self.similarities(row, hidden, ids, mask, sizes)
             same = self.same_image(samples)
             if row.weight("itc"):
                 targets = None if same is None else losses.soft_targets(same)
-                found["itc"] = losses.contrastive(sim_i2t, sim_t2i, self.temp, targets)
+                found["itc"] = Mean(losses.contrastive(sim_i2t, sim_t2i, self.temp, targets), sum(sizes))
             if row.weight("itm"):
-                found["itm"] = self.itm_loss(row, sim_i2t.detach() / self.temp.detach(), tokens, ids, mask, same)
+                found["itm"] = self.itm_loss(row, sim_i2t.detach() / self.temp.detach(), tokens, ids, mask, sizes, same)
         if row.weight("lm"):
             found["lm"] = self.lm_loss(row, ids, mask, cache)
         if row.weight("llm"):
@@ -240,7 +255,7 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         if row.weight("reg") and branch.region is not None:
             position = self.position(samples, row, len(texts))
             assert position is not None
-            found["reg"] = global_row_mean(branch.region.loss(hidden, position), len(texts))
+            found["reg"] = global_row_mean(branch.region.loss(hidden, position), sizes)
         return found
 
     # -- the losses of stage 1 ---------------------------------------------------------------------------------------------
@@ -248,15 +263,18 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         """Normalised sentence features [B, E] by the text pass of the row's Q-Former."""
         return F.normalize(self.text_proj(self.qformer_of(row).text_pass(ids, mask)[:, 0]), dim=-1)
 
-    def similarities(self, row: Modality, hidden: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines of all visual rows with all texts and of all texts with all visual rows, each [B_all, B_all].
+    def similarities(
+        self, row: Modality, hidden: Tensor, ids: Tensor, mask: Tensor, sizes: list[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines of all visual rows with all texts and of all texts with all visual rows, each [B_all, B_all]. `sizes`: the rows
+        of every process, where they are known.
 
         Published: what a row is compared with gets no gradient (`itc_gather_grad: false`), its own side does. Either way the
         update does not depend on the number of processes.
         """
         visual = F.normalize(self.branch(row.name).itc_proj(hidden), dim=-1)
         text = self.text_features(row, ids, mask)
-        visual_all, text_all = dist_utils.gather_with_grad(visual), dist_utils.gather_with_grad(text)
+        visual_all, text_all = (dist_utils.gather_with_grad(part, sizes=sizes) for part in (visual, text))
         if self.cfg.itc_gather_grad:
             sim = losses.query_text_similarity(visual_all, text_all)
             return sim, sim.t()
@@ -275,46 +293,49 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         return numbers[:, None] == numbers[None, :]
 
     def itm_loss(
-        self, row: Modality, logits: Tensor, tokens: EncoderTokens, ids: Tensor, mask: Tensor, same: Tensor | None = None
-    ) -> Tensor:
+        self,
+        row: Modality,
+        logits: Tensor,
+        tokens: EncoderTokens,
+        ids: Tensor,
+        mask: Tensor,
+        sizes: list[int],
+        same: Tensor | None = None,
+    ) -> Mean:
         """ITM on (text, image), (text, hard negative image), (hard negative text, image); logits [B_all, B_all] image x text.
 
-        `same` [B_all, B_all] marks rows of one image, which are no negatives. Zero for a batch that has no negative.
+        `sizes`: the rows of every process. `same` [B_all, B_all] marks rows of one image, which are no negatives. Zero for a
+        batch that has none.
         """
         rows, device = len(ids), ids.device
         if len(logits) == 1 or (same is not None and bool(same.all())):
-            return torch.zeros((), device=device)
+            return Mean(torch.zeros((), device=device), 0)
         with shared_rng(), torch.no_grad():
             image_for_text, text_for_image = (
                 losses.draw_negatives(losses.negative_weights(scores, floor=self.cfg.itm_floor, positives=same))
                 for scores in (logits.t(), logits)
             )
-        owner = dist_utils.gather_with_grad(torch.full((rows,), float(dist_utils.get_rank()), device=device))
-        own = (owner == dist_utils.get_rank()).nonzero().squeeze(1)
-        ids_all, mask_all = (self._gather_padded(t) for t in (ids, mask))
-        tokens_all = self._gather_tokens(tokens)
+        first = sum(sizes[: dist_utils.get_rank()])
+        own = torch.arange(first, first + rows, device=device)
+        longest = max(dist_utils.gather_sizes(ids.shape[1]))
+        padded = (F.pad(t, (0, longest - ids.shape[1])) for t in (ids, mask))
+        ids_all, mask_all = (dist_utils.gather_with_grad(t, sizes=sizes) for t in padded)
+        tokens_all = self._gather_tokens(tokens, sizes)
         other_text = text_for_image[own]
         pairs = tokens_all.select(torch.cat([own, image_for_text[own], own]))
         joint_ids = torch.cat([ids_all[own], ids_all[own], ids_all[other_text]])
         joint_mask = torch.cat([mask_all[own], mask_all[own], mask_all[other_text]])
         queries = self.branch(row.name).query_tokens.expand(3 * rows, -1, -1)
         hidden = self.qformer_of(row).joint_pass(queries, joint_ids, joint_mask, pairs)
-        return global_row_mean(losses.matching(self.itm_head(hidden[:, : queries.shape[1]]).mean(dim=1), rows), rows)
+        return global_row_mean(losses.matching(self.itm_head(hidden[:, : queries.shape[1]]).mean(dim=1), rows), sizes)
 
-    def _gather_padded(self, ids: Tensor) -> Tensor:
-        """Token ids or masks of all processes [B_all, L], padded with 0 to max_txt_len where processes differ."""
-        if dist_utils.get_world_size() == 1:
-            return ids
-        padded = F.pad(ids, (0, self.cfg.max_txt_len - ids.shape[1]))
-        return dist_utils.gather_with_grad(padded.float()).long()
-
-    def _gather_tokens(self, tokens: EncoderTokens) -> EncoderTokens:
+    def _gather_tokens(self, tokens: EncoderTokens, sizes: list[int]) -> EncoderTokens:
         if dist_utils.get_world_size() == 1:
             return tokens
-        seen = None if tokens.seen is None else dist_utils.gather_with_grad(tokens.seen.float()).bool()
-        return EncoderTokens(dist_utils.gather_with_grad(tokens.per_row(tokens.embeds)), seen=seen)
+        seen = None if tokens.seen is None else dist_utils.gather_with_grad(tokens.seen, sizes=sizes)
+        return EncoderTokens(dist_utils.gather_with_grad(tokens.per_row(tokens.embeds), sizes=sizes), seen=seen)
 
-    def lm_loss(self, row: Modality, ids: Tensor, mask: Tensor, cache: list[KeyValue]) -> Tensor:
+    def lm_loss(self, row: Modality, ids: Tensor, mask: Tensor, cache: list[KeyValue]) -> Mean:
         """ITG: the text behind the cached queries, `[DEC]` in place of `[CLS]`, labels smoothed by 0.1."""
         qformer = self.qformer_of(row)
         decoder_ids = ids.clone()
@@ -324,16 +345,16 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         return global_mean(losses.token_cross_entropy(logits, labels[:, 1:], label_smoothing=losses.LABEL_SMOOTHING))
 
 
-def global_mean(loss: losses.TokenLoss) -> Tensor:
-    """A token loss over the token count of all processes, scaled so that averaging over processes gives the global mean."""
+def global_mean(loss: losses.TokenLoss) -> Mean:
+    """A token loss over the token count of all processes."""
     count = dist_utils.all_reduce_sum(loss.count)
-    return loss.total * dist_utils.get_world_size() / count.clamp(min=1)
+    return Mean(loss.total * dist_utils.get_world_size() / count.clamp(min=1), count)
 
 
-def global_row_mean(local_mean: Tensor, rows: int) -> Tensor:
-    """A mean over this process's rows as its share of the mean over all rows, where processes hold different numbers."""
-    everywhere = dist_utils.all_reduce_sum(torch.tensor(float(rows), device=local_mean.device))
-    return local_mean * rows * dist_utils.get_world_size() / everywhere
+def global_row_mean(local_mean: Tensor, sizes: list[int]) -> Mean:
+    """A mean over this process's rows as its share of the mean over the rows of all, `sizes` on each process."""
+    rows = sum(sizes)
+    return Mean(local_mean * sizes[dist_utils.get_rank()] * dist_utils.get_world_size() / rows, rows)
 
 
 @registry.register_model("blip2")

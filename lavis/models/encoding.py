@@ -9,12 +9,13 @@ Shapes: I encoded inputs (several rows may share one), T tokens, C width of the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lavis.common.seeding import step_draws
 from lavis.models import parts
 from lavis.models.modality import Modality
 from lavis.models.qformer import EncoderTokens
@@ -61,7 +62,7 @@ class Encoding:
         index = None if index is None else index.to(self.device)
         if row.encoder == "image":
             return EncoderTokens(self.image_tokens(inputs), index)
-        embeds, centres = self.cloud_groups(inputs)
+        embeds, centres = self.cloud_groups(inputs, start=self.start_points(samples, inputs.shape[:2], index))
         return EncoderTokens(embeds, index, centres)
 
     def image_tokens(self: Any, image: Tensor) -> Tensor:
@@ -80,14 +81,33 @@ class Encoding:
         with as_it_is, torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.freeze_vit):
             return self.visual_encoder(image.to(self.device, dtype))
 
+    def start_points(self: Any, samples: Mapping[str, Any], shape: Sequence[int], index: Tensor | None) -> Tensor | None:
+        """The points [I] at which the sampling of clouds [I, N, C] begins: anywhere in training, None (point 0) in evaluation.
+
+        In a step of a runner a cloud's point follows from seed, step and the cloud's name (`cloud_key`, else `image_id`): it is
+        the same whichever process holds the cloud, also where two hold regions of one.
+        """
+        if not self.training:
+            return None
+        clouds, points = shape
+        keys = samples.get("cloud_key")
+        if keys is None and index is None:
+            keys = samples.get("image_id")
+        drawn = None if keys is None else step_draws(keys, points)
+        if drawn is None:
+            return torch.randint(points, (clouds,), device=self.device)
+        start = torch.tensor(drawn, device=self.device)
+        return start if index is None else start.new_zeros(clouds).scatter(0, index, start)
+
     def cloud_tokens(self: Any, pointcloud: Tensor) -> Tensor:
         """pointcloud [I, N, 3 or 6] -> [I, 1 + groups, C]. Sampling starts at point 0 in evaluation, anywhere in training."""
-        return self.cloud_groups(pointcloud)[0]
+        return self.cloud_groups(pointcloud, start=self.start_points({}, pointcloud.shape[:2], None))[0]
 
-    def cloud_groups(self: Any, pointcloud: Tensor) -> tuple[Tensor, Tensor]:
-        """As `cloud_tokens`, and the centres of the groups [I, groups, 3] in the cloud's coordinates."""
+    def cloud_groups(self: Any, pointcloud: Tensor, *, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `cloud_tokens`, with the points `start` [I] where sampling begins (None: 0); and the centres of the groups
+        [I, groups, 3] in the cloud's coordinates."""
         grad = torch.is_grad_enabled() and not self.cfg.freeze_point_encoder
         with torch.set_grad_enabled(grad), torch.autocast(self.device.type, enabled=False):
             cloud = pointcloud.to(self.device, torch.float32)
-            tokens, centres = self.point_encoder(cloud, random_start=self.training, with_centres=True)
+            tokens, centres = self.point_encoder(cloud, start=start, with_centres=True)
         return self.pc_adapter(tokens), centres

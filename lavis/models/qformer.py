@@ -74,6 +74,15 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(torch.cat(parts, dim=1)))
 
 
+class KeyLinear(nn.Linear):
+    """The layer that makes keys. Its bias adds the same number to all scores of a query, which a softmax takes no notice of: the
+    gradient is zero, and is kept from being a rounding error that AdamW would make full steps of, others on every machine."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.bias is not None
+        return F.linear(input, self.weight, self.bias.detach() + 0.0 * self.bias)
+
+
 class AttentionHeads(nn.Module):
     """Multi-head attention without its output projection; `source_width` is the width of what keys and values are made from."""
 
@@ -81,7 +90,7 @@ class AttentionHeads(nn.Module):
         super().__init__()
         self.heads = config.num_attention_heads
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(source_width, config.hidden_size)
+        self.key = KeyLinear(source_width, config.hidden_size)
         self.value = nn.Linear(source_width, config.hidden_size)
         self.dropout_p = config.attention_probs_dropout_prob
 

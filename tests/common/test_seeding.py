@@ -25,6 +25,22 @@ def test_a_step_decides_its_draws() -> None:
         assert not set(draws()) & set(first)
 
 
+def test_draws_by_key_are_the_same_whoever_asks() -> None:
+    seeding.clear_step()
+    assert seeding.step_draws(["a"], 100) is None
+    keys = [f"cloud {number}" for number in range(400)]
+    seeding.seed_step(1, 5, 0)
+    first, state = seeding.step_draws(keys, 100), torch.get_rng_state()
+    assert first is not None and seeding.step_draws(reversed(keys), 100) == first[::-1]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(first) <= set(range(100)) and len(set(first)) > 80 and 40 < sum(first) / len(first) < 60
+    seeding.seed_step(1, 5, 1)
+    assert seeding.step_draws(keys, 100) == first
+    seeding.seed_step(1, 6, 0)
+    assert seeding.step_draws(keys, 100) != first
+    seeding.clear_step()
+
+
 def test_shared_draws_are_the_same_on_every_rank_and_leave_no_trace() -> None:
     results = []
     for rank in (0, 1):

@@ -13,7 +13,9 @@ import torch.multiprocessing as mp
 from lavis.common import dist_utils
 from lavis.common.seeding import clear_step, seed_step
 from lavis.models import load_model_from_config
+from lavis.models.encoders.point_bert import GlobalBatchNorm
 from tests import tiny
+from tests.distributed import run_distributed
 
 ROWS = 6
 TEXTS = ["a red square", "a blue circle on the table", "a white cube", "two lamps on the left", "a photo of a lamp", "green"]
@@ -60,6 +62,58 @@ def worker(rank: int, world: int, folder: Path, gather_grad: bool) -> None:
     if rank == 0:
         torch.save(found, folder / f"found{world}.pt")
     dist.destroy_process_group()
+
+
+def normalise(rows: list[int]) -> dict[str, torch.Tensor]:
+    """A step of batch norm over 10 points, of which this process holds `rows[rank]`."""
+    points = torch.randn(10, 3, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    weights = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+    rank, world = dist_utils.get_rank(), dist_utils.get_world_size()
+    own = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
+    torch.manual_seed(2)
+    norm = GlobalBatchNorm(3)
+    torch.nn.init.normal_(norm.weight)
+    mine = points[own].requires_grad_()
+    out = norm(mine)
+    ((out * weights[own]).square().sum() * world).backward()
+    dist_utils.average_gradients(norm.parameters())
+    assert mine.grad is not None and norm.weight.grad is not None
+    found = {"out": out.detach(), "points": mine.grad / world, "weight": norm.weight.grad, "bias": norm.bias.grad}
+    return found | {name: value.clone() for name, value in norm.named_buffers()}
+
+
+def test_batch_norm_is_over_the_points_of_all_processes(tmp_path: Path) -> None:
+    one = normalise([10])
+    ranks = run_distributed(normalise, [7, 3], folder=tmp_path / "norm")
+    for name, expected in one.items():
+        per_row = name in ("out", "points")
+        found = [torch.cat([rank[name] for rank in ranks])] if per_row else [rank[name] for rank in ranks]
+        for value in found:
+            torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
+
+
+def start_of_clouds(model: Any, rank: int, **changes: Any) -> Any:
+    seed_step(7, 11, rank)
+    try:
+        return model.start_points({"cloud_key": ["b", "a", "b"], **changes}, (3, 40), None)
+    finally:
+        clear_step()
+
+
+def test_sampling_of_a_cloud_begins_at_one_point_whoever_holds_it(tmp_path: Path) -> None:
+    model = build(tmp_path, gather_grad=False).train()
+    first, second, third = start_of_clouds(model, 0).tolist()
+    assert first == third != second
+    assert torch.equal(start_of_clouds(model, 1), torch.tensor([first, second, first]))
+    shared = {"cloud_key": ["a", "a", "b"]}
+    seed_step(7, 11, 1)
+    assert model.start_points(shared, (2, 40), torch.tensor([0, 0, 1])).tolist() == [second, first]
+    clear_step()
+    named = [start_of_clouds(model, rank, cloud_key=None, image_id=["b", "a", "b"]) for rank in (0, 1)]
+    assert torch.equal(*named), "without names of clouds those of the rows"
+    drawn = {tuple(model.start_points(shared, (2, 40), None).tolist()) for _ in range(20)}
+    assert len(drawn) > 10, "outside a step the point is drawn"
+    assert model.eval().start_points(shared, (2, 40), None) is None
 
 
 @pytest.mark.parametrize("gather_grad", [False, True])

@@ -35,14 +35,13 @@ def test_sampling_equals_brute_force(size: int) -> None:
         assert found.tolist() == [brute_force_picks(row, picks) for row in points]
 
 
-def test_a_random_start_is_drawn_from_torchs_generator() -> None:
-    points = cloud()
-    torch.manual_seed(0)
-    first, second = (farthest_point_sample(points, 8, random_start=True) for _ in range(2))
-    torch.manual_seed(0)
-    assert torch.equal(farthest_point_sample(points, 8, random_start=True), first)
-    assert not torch.equal(first, second)
-    assert first[0].tolist() == brute_force_picks(points[0], 8, first=int(first[0, 0]))
+def test_sampling_begins_where_it_is_told() -> None:
+    points, start = cloud(), torch.tensor([7, 250])
+    found = farthest_point_sample(points, 8, start=start)
+    assert torch.equal(found, _sample_loop(points, 8, start))
+    assert found.tolist() == [brute_force_picks(row, 8, first=first) for row, first in zip(points, (7, 250), strict=True)]
+    centres = group_points(points, 8, 4, start=start)[1]
+    assert torch.equal(centres[:, 0], points[torch.arange(2), start])
 
 
 def test_neighbours_equal_brute_force() -> None:

@@ -1,7 +1,8 @@
 """Point-BERT (arXiv 2111.14819) as ULIP releases it: groups of points in, a class token and a token per group out.
 
 Parameter names are the released ones below `module.transformer_q.`. The position embedding is added again before every block,
-inside the residual stream.  Differs from the release: blocks are timm's, and sampling starts at point 0 in evaluation.
+inside the residual stream.  Differs from the release: blocks are timm's, sampling starts at point 0 in evaluation, and a trained
+encoder normalises over the clouds of all processes.
 
 Shapes: B clouds, N points, G groups of K points, C channels (3, or 6 with colour), D width.
 """
@@ -16,10 +17,31 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from lavis.common import dist_utils
 from lavis.models.encoders.point_ops import group_points
 
 RELEASED = re.compile(r"(?:module\.)?(?:transformer_q|point_encoder)\.(.*)")
 LEFT_OUT = re.compile(r"cls_head\..*|lm_head\..*|mask_token")
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """Batch norm of points [M, C] that in training takes its statistics over the points of all processes, on any device
+    (torch's SyncBatchNorm works on GPUs alone)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and dist_utils.is_distributed()):
+            return super().forward(input)
+        points = float(sum(dist_utils.gather_sizes(len(input))))
+        mean = dist_utils.sum_with_grad(input.sum(dim=0)) / points
+        centred = input - mean
+        variance = dist_utils.sum_with_grad(centred.square().sum(dim=0)) / points
+        with torch.no_grad():
+            assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
+            assert self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * points / (points - 1), self.momentum)
+        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
 class MiniPointNet(nn.Module):
@@ -28,10 +50,10 @@ class MiniPointNet(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.first_conv = nn.Sequential(
-            nn.Conv1d(channels, 128, 1), nn.BatchNorm1d(128), nn.ReLU(inplace=True), nn.Conv1d(128, 256, 1)
+            nn.Conv1d(channels, 128, 1), GlobalBatchNorm(128), nn.ReLU(inplace=True), nn.Conv1d(128, 256, 1)
         )
         self.second_conv = nn.Sequential(
-            nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Conv1d(512, width, 1)
+            nn.Conv1d(512, 512, 1), GlobalBatchNorm(512), nn.ReLU(inplace=True), nn.Conv1d(512, width, 1)
         )
 
     def forward(self, groups: Tensor) -> Tensor:
@@ -97,14 +119,14 @@ class PointBert(nn.Module):
         self.norm = nn.LayerNorm(trans_dim)
 
     def forward(
-        self, pointcloud: Tensor, *, random_start: bool = False, with_centres: bool = False
+        self, pointcloud: Tensor, *, start: Tensor | None = None, with_centres: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`random_start`: begin sampling at a random point, as in training. ValueError on another shape or too few points.
+        """`start` [B]: the point at which sampling begins (None: 0). ValueError on another shape or too few points.
 
         `with_centres`: return the tokens and the centres [B, G, 3] of their groups, in the cloud's coordinates.
         """
         self.check(pointcloud)
-        groups, centres = group_points(pointcloud, self.num_group, self.group_size, random_start=random_start)
+        groups, centres = group_points(pointcloud, self.num_group, self.group_size, start=start)
         dtype = self.reduce_dim.weight.dtype
         tokens = self.reduce_dim(self.encoder(groups.to(dtype)))
         cls = self.cls_token.expand(len(tokens), -1, -1)

@@ -17,15 +17,15 @@ from torch import Tensor
 FAR = 1e10  # published start of every point's distance to the picks
 
 
-def farthest_point_sample(points: Tensor, picks: int, *, random_start: bool = False) -> Tensor:
+def farthest_point_sample(points: Tensor, picks: int, *, start: Tensor | None = None) -> Tensor:
     """Indices [B, G] of picks that are each farthest from those before, by xyz of points [B, N, C].
 
-    The first pick is point 0, or a random one (torch's generator) when `random_start`. ValueError with fewer points than picks.
+    The first pick is point `start` [B] (None: 0). ValueError with fewer points than picks.
     """
     clouds, size = points.shape[:2]
     if size < picks:
         raise ValueError(f"a cloud has {size} points, fewer than the {picks} groups that the encoder makes of it")
-    start = torch.randint(size, (clouds,), device=points.device) if random_start else points.new_zeros(clouds, dtype=torch.long)
+    start = points.new_zeros(clouds, dtype=torch.long) if start is None else start
     xyz = points[..., :3].detach().float()
     return _sample_cpu(xyz, picks, start) if points.device.type == "cpu" else _sample_loop(xyz, picks, start)
 
@@ -68,10 +68,13 @@ def nearest_neighbours(points: Tensor, centres: Tensor, count: int) -> Tensor:
     return distance.topk(count, dim=-1, largest=False, sorted=False).indices
 
 
-def group_points(points: Tensor, groups: int, size: int, *, random_start: bool = False) -> tuple[Tensor, Tensor]:
-    """Groups [B, G, K, C] around farthest points, xyz relative to the group's centre (not scaled), and the centres [B, G, 3]."""
+def group_points(points: Tensor, groups: int, size: int, *, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Groups [B, G, K, C] around farthest points, xyz relative to the group's centre (not scaled), and the centres [B, G, 3].
+
+    `start` [B]: the point at which sampling begins (None: 0).
+    """
     rows = torch.arange(len(points), device=points.device)
-    centres = points[rows[:, None], farthest_point_sample(points, groups, random_start=random_start), :3]
+    centres = points[rows[:, None], farthest_point_sample(points, groups, start=start), :3]
     index = nearest_neighbours(points[..., :3], centres, size)
     grouped = points[rows[:, None, None], index]
     relative = grouped[..., :3] - centres.unsqueeze(2)

@@ -1,0 +1,45 @@
+"""The Q-Former's layers."""
+
+from __future__ import annotations
+
+import torch
+from transformers import BertConfig
+
+from lavis.models.qformer import EncoderTokens, KeyLinear, QFormer
+
+
+def small() -> QFormer:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    return QFormer(config, encoder_width=8).eval()
+
+
+def test_biases_of_keys_have_no_effect_and_a_gradient_of_zero() -> None:
+    """In every pass, over cached keys too; with a plain layer the gradient is a rounding error."""
+    qformer = small()
+    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 0]])
+    mask = (ids > 0).long()
+    queries, tokens = torch.randn(2, 3, 16), EncoderTokens(torch.randn(2, 5, 8))
+
+    def outputs() -> list[torch.Tensor]:
+        hidden, cache = qformer.query_pass(queries, tokens)
+        passes = (qformer.text_pass(ids, mask), qformer.lm_pass(ids, mask, cache), qformer.joint_pass(queries, ids, mask, tokens))
+        return [hidden, *passes]
+
+    before = outputs()
+    sum(out.square().sum() for out in before).backward()
+    biases = {name: p for name, p in qformer.named_parameters() if name.endswith(".key.bias")}
+    assert len(biases) == 3 and all(p.grad is not None and not p.grad.any() for p in biases.values())
+    others = [p.grad for name, p in qformer.named_parameters() if name.endswith((".query.bias", ".value.bias", ".key.weight"))]
+    assert all(grad is not None and grad.any() for grad in others)
+    with torch.no_grad():
+        for bias in biases.values():
+            bias.normal_()
+    for old, new in zip(before, outputs(), strict=True):
+        torch.testing.assert_close(old, new, atol=1e-5, rtol=1e-5)
+
+
+def test_keys_are_those_of_a_linear_layer() -> None:
+    layer, x = KeyLinear(4, 6), torch.randn(3, 4)
+    torch.nn.init.normal_(layer.bias)
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
