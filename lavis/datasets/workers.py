@@ -111,7 +111,8 @@ class WatchedLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         others = multiprocessing.active_children()
-        batches, end = super().__iter__(), object()
+        batches: Iterator[Any] = super().__iter__()
+        end = object()
         if started := [child for child in multiprocessing.active_children() if child not in others]:
             self.processes, self.death = started, ""
             _explain_deaths()
