@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -110,6 +111,7 @@ def test_any_number_of_processes_gives_the_bits_of_one(tmp_path: Path) -> None:
     assert [row["image_id"] for row in captions] == [f"id {index}" if index % 2 else index for index in range(19)]
     assert len({row["caption"] for row in captions}) == 8, "seven batches with a draw each, and the row that cannot be read"
     assert alone["regionblip_pretrain 19 true"][0]["num_samples"] == 19
+    multiprocessing.set_forkserver_preload([__name__])  # one process imports torch, and the five come from it
     mp.start_processes(in_every_world, args=(str(tmp_path),), nprocs=max(WORLDS), start_method="forkserver")
     for world in WORLDS:
         for rank in range(world):
