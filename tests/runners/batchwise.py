@@ -1,7 +1,7 @@
 """A model and data for evaluations: what the model says of a sample depends on the whole batch and on what it draws.
 
 Two variables of the environment are for processes that a test starts: COUNT_CALLS names a file to which every call of `generate`
-adds a line; from call number STOP_AFTER on, a process writes its id to a file `stopped_<id>` and waits to be killed.
+adds a line; after STOP_AFTER batches, a process names a file `stopped_<its id>` and waits to be killed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ CLASSES = [f"class {number}" for number in range(7)]
 
 @registry.register_model("batchwise_model")
 class BatchwiseModel(FakeModel):
-    calls = 0
+    batches = 0  # done so far
+    fails_after: int | None = None  # so many batches
 
     def _say(self, samples: Mapping[str, Any]) -> list[str]:
+        if self.batches == self.fails_after:
+            raise KeyboardInterrupt
+        self.batches += 1
         images = samples["image"]
         tone = float(torch.tanh(self.shared(images)).mean() + torch.rand(()))
         return [f"{float(image.sum()):.9g} among {len(images)} in {tone:.9g}" for image in images]
 
     def generate(self, samples: Mapping[str, Any], **kwargs: Any) -> list[str]:
-        self.calls += 1
-        if self.calls > int(os.environ.get("STOP_AFTER", 1_000_000)):
+        if os.environ.get("STOP_AFTER") == str(self.batches):
             Path(f"stopped_{os.getpid()}").write_text("")
             threading.Event().wait()
         if "COUNT_CALLS" in os.environ:

@@ -37,17 +37,21 @@ WORLDS = (2, 3, 5)
 SIZES = (19, 4, 1)  # in batches of three: seven with one of one sample, two, one
 
 
+def make_model() -> BatchwiseModel:
+    torch.manual_seed(3)
+    return BatchwiseModel()
+
+
 def evaluate_one(folder: Path, task_name: str, size: int, *, model: Any = None, dataset: Any = None, **options: Any) -> Any:
     """Metrics and, on the main process, the bytes of the result file."""
     out = folder / f"{task_name}_{size}"
     out.mkdir(parents=True, exist_ok=True)
     options = {"task": task_name, "caption_metrics": "[Bleu, CIDEr]", **options}
     cfg = config(out / f"of_rank_{dist_utils.get_rank()}", output_dir=out, **options)
-    torch.manual_seed(3)
     metrics = evaluate_dataset(
         dataset or BatchwiseDataset("fake", "test", modality="image", size=size),
         task=setup_task(cfg),
-        model=model or BatchwiseModel(),
+        model=model or make_model(),
         run_cfg=cfg.run_cfg,
         device=CPU,
         name="test",
@@ -71,19 +75,6 @@ def evaluate_all(folder: Path) -> dict[str, Any]:
     }
 
 
-def stop_after(model: BatchwiseModel, batches: int) -> BatchwiseModel:
-    """A model that fails at the batch after these."""
-    say = model._say
-
-    def counted(samples: Any) -> list[str]:
-        if model.calls > batches:
-            raise KeyboardInterrupt
-        return say(samples)
-
-    model._say = counted  # type: ignore[method-assign]
-    return model
-
-
 def in_every_world(rank: int, folder: str) -> None:
     """Groups of two, three and five processes, one after the other; one of three is stopped, and five go on."""
     torch.set_num_threads(1)
@@ -93,14 +84,14 @@ def in_every_world(rank: int, folder: str) -> None:
             os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
             dist_utils.init_distributed({"device": "cpu", "dist_url": f"file://{folder}/rendezvous{world}"})
             found = evaluate_all(root / f"world{world}")
-            torch.manual_seed(3)
-            model = BatchwiseModel()
+            model = make_model()
             if world == 3:
+                model.fails_after = 1
                 with pytest.raises(KeyboardInterrupt):
-                    evaluate_one(root, "image_captioning_coco", 19, model=stop_after(model, 1))
+                    evaluate_one(root, "image_captioning_coco", 19, model=model)
             if world == 5:
                 found["went on"] = evaluate_one(root, "image_captioning_coco", 19, model=model)
-                found["calls"] = model.calls
+                found["batches"] = model.batches
             torch.save(found, root / f"{world}_{rank}.pt")
             dist_utils.shutdown_distributed()
 
@@ -121,7 +112,7 @@ def test_any_number_of_processes_gives_the_bits_of_one(tmp_path: Path) -> None:
     parts = [torch.load(tmp_path / f"5_{rank}.pt", weights_only=False) for rank in range(5)]
     assert all(part["went on"][0] == alone["image_captioning_coco 19 true"][0] for part in parts)
     assert parts[0]["went on"][1] == alone["image_captioning_coco 19 true"][1]
-    assert sum(part["calls"] for part in parts) == 4, "three of the seven batches were there"
+    assert sum(part["batches"] for part in parts) == 4, "three of the seven batches were there"
 
 
 def test_how_batches_are_divided() -> None:
@@ -204,25 +195,18 @@ def test_the_key_is_that_of_what_decides(tmp_path: Path) -> None:
     assert len({first, *others}) == len(others) + 1
 
 
-def test_what_is_kept_is_used_only_where_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("reuse", "left"), [("true", 3), ("false", 5)])
+def test_what_is_kept_is_used_only_where_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture, reuse: str, left: int) -> None:
     straight = evaluate_one(tmp_path / "straight", "vqa", 13)
     caplog.set_level(logging.INFO, logger="lavis")
-    for reuse, done in (("true", 3), ("false", 5)):
-        torch.manual_seed(3)
-        models = [BatchwiseModel() for _ in range(2)]
-        models[1].load_state_dict(models[0].state_dict())
-        answers = models[1].predict_answers
-        models[0].predict_answers = None  # type: ignore[assignment,method-assign]
-        calls = []
-        models[0].predict_answers = lambda *given, **k: calls.append(1) or answers(*given) if len(calls) < 2 else 1 / 0  # type: ignore
-        with pytest.raises(ZeroDivisionError):
-            evaluate_one(tmp_path / reuse, "vqa", 13, model=models[0], reuse_partial_results=reuse)
-        again = []
-        models[1].predict_answers = lambda *given, **k: again.append(1) or answers(*given)  # type: ignore
-        assert evaluate_one(tmp_path / reuse, "vqa", 13, model=models[1], reuse_partial_results=reuse) == straight
-        assert len(again) == done
-        assert ("test: 2 of 5 batches were finished" in caplog.text) == (reuse == "true")
-        caplog.clear()
+    model = make_model()
+    model.fails_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_one(tmp_path / "out", "vqa", 13, model=model, reuse_partial_results=reuse)
+    again = make_model()
+    assert evaluate_one(tmp_path / "out", "vqa", 13, model=again, reuse_partial_results=reuse) == straight
+    assert again.batches == left
+    assert ("test: 2 of 5 batches were finished" in caplog.text) == (reuse == "true")
 
 
 def test_a_validation_within_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -281,11 +265,13 @@ def test_killed_and_started_again_with_other_processes(
     assert evaluate.main(["--cfg-path", "user.yaml", "--options", "run.output_dir=straight"]) == 0
     process = command(tmp_path, before, STOP_AFTER=1)
     deadline = time.monotonic() + 300
-    while len(stopped := list(tmp_path.glob("stopped_*"))) < before:
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read() if process.stderr else ""
+    while len(list(tmp_path.glob("stopped_*"))) < before and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
+    stopped = list(tmp_path.glob("stopped_*"))
     for path in stopped:  # each at its second batch
         os.kill(int(path.name.removeprefix("stopped_")), signal.SIGKILL)
+    process.terminate()  # torchrun ends by itself; whatever else is left must not stay
+    assert len(stopped) == before, process.communicate()[1]
     process.communicate()
     kept = list((tmp_path / "out" / "result" / "partial").glob("test_*/*.jsonl"))
     assert len(kept) == before and not (tmp_path / "out" / "evaluate.txt").exists()
