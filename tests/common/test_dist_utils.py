@@ -25,6 +25,7 @@ def test_one_process_needs_no_group() -> None:
     assert dist_utils.gather_with_grad(param) is param
     assert dist_utils.all_gather_objects("x") == ["x"] and dist_utils.broadcast_object(3) == 3
     assert dist_utils.gather_sizes(4) == [4]
+    assert dist_utils.all_gather_tensors([torch.ones(2)])[0].tolist() == [1, 1]
     assert dist_utils.all_reduce_sum(param).tolist() == [1, 1]
     assert (dist_utils.get_rank(), dist_utils.get_world_size(), dist_utils.is_main_process()) == (0, 1, True)
     with dist_utils.main_process_first():
@@ -98,6 +99,9 @@ def check_average() -> dict[str, Any]:
     return {"both": both.grad, "one": one.grad, "none": none.grad, "half": half.grad, "frozen": frozen.grad}
 
 
+UNEQUAL = [torch.rand(2, 3).bfloat16(), torch.arange(4).t(), torch.zeros(0, 2), torch.tensor(0.1), torch.rand(2, 3).t()]
+
+
 def check_rest() -> dict[str, Any]:
     rank = dist_utils.get_rank()
     value = torch.tensor([float(rank)])
@@ -112,6 +116,7 @@ def check_rest() -> dict[str, Any]:
         "objects": dist_utils.all_gather_objects({"rank": rank}),
         "broadcast": dist_utils.broadcast_object(f"from {rank}"),
         "tensor": value.item(),
+        "tensors": dist_utils.all_gather_tensors(UNEQUAL[:1] if rank == 0 else UNEQUAL[1:]),
         "alone": alone,
         "world": (dist_utils.get_world_size(), dist_utils.is_main_process()),
     }
@@ -133,6 +138,8 @@ def test_two_processes(tmp_path: Path) -> None:
         assert result["empty"][0].tolist() == [[1, 1]]
     assert second["gather"]["empty"][1].tolist() == [[2, 2]]  # both ranks ask; averaging halves it
 
+    for mine, theirs in zip(first["rest"]["tensors"], second["rest"]["tensors"], strict=True):
+        assert torch.equal(mine, theirs)
     for name in ("both", "one", "half"):
         assert torch.equal(first["average"][name], second["average"][name])
     assert torch.equal(first["average"]["both"], torch.full((3, 2), (1 / 3 + 2 * (1 / 3)) / 2))
@@ -143,6 +150,8 @@ def test_two_processes(tmp_path: Path) -> None:
     for rank, result in enumerate((first["rest"], second["rest"])):
         assert result["sum"] == 3 and result["objects"] == [{"rank": 0}, {"rank": 1}]
         assert (result["broadcast"], result["tensor"]) == ("from 0", 0)
+        assert [(found.dtype, found.shape) for found in result["tensors"]] == [(one.dtype, one.shape) for one in UNEQUAL]
+        assert torch.equal(result["tensors"][1], torch.arange(4)) and float(result["tensors"][3]) == float(torch.tensor(0.1))
         assert result["alone"] == (1, True, [1.0])
         assert result["world"] == (2, rank == 0)
 

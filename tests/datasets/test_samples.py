@@ -219,3 +219,13 @@ def test_joined_datasets(tmp_path: Path) -> None:
     second.modality = "pointcloud"
     with pytest.raises(ValueError, match="share one modality"):
         JoinedDataset([first, second])
+
+
+def test_identity_and_labels(tmp_path: Path) -> None:
+    dataset = numbers(tmp_path, [2, -1, 4], repeat=2)
+    assert [dataset.label_of(index) for index in range(4)] == ["numbers.json[0]", "numbers.json[2]"] * 2
+    assert JoinedDataset([dataset, dataset]).label_of(5) == "numbers.json[2] of n"
+    first = dataset.identity()
+    assert first == numbers(tmp_path, [2, -1, 4]).identity() | {"files": first["files"]}, "rows alike, the file written anew"
+    assert first["files"] == [["numbers.json", *first["files"][0][1:]]] and first["files"][0][1] > 0
+    assert first["rows"] != numbers(tmp_path, [2, -1, 6]).identity()["rows"]

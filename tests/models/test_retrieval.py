@@ -115,6 +115,24 @@ def test_what_is_refused(tmp_path: Path) -> None:
             model.gallery_scores(gallery, TEXTS, k_test=k_test)
     with pytest.raises(ValueError, match="holds image, the batch is pointcloud"):
         model.add_to_gallery(gallery, loader("pointcloud")[0])
+    parts = [model.add_to_gallery(None, loader(modality)[0]) for modality in ("image", "pointcloud")]
+    with pytest.raises(ValueError, match="these parts hold image in None, pointcloud in None"):
+        model.gather_gallery(parts)
+
+
+def test_parts_make_the_gallery_of_all(tmp_path: Path) -> None:
+    model = build(tmp_path, "blip2").eval()
+    whole, parts = Gallery(), [model.add_to_gallery(None, samples) for samples in loader()]
+    for samples in loader():
+        model.add_to_gallery(whole, samples)
+    gathered = model.gather_gallery(parts)
+    assert (gathered.modality, gathered.dtype) == ("image", None) and len(gathered.features) == len(gathered.embeds) == 2
+    for mine, theirs in zip(
+        model.gallery_scores(gathered, TEXTS, k_test=4), model.gallery_scores(whole, TEXTS, k_test=4), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(ValueError, match="0 batches of inputs"):
+        model.gallery_scores(model.gather_gallery([]), TEXTS, k_test=4)
 
 
 def scores(folder: Path) -> Any:

@@ -50,6 +50,7 @@ def test_names_of_the_tasks() -> None:
 def test_top_1_and_top_5(tmp_path: Path) -> None:
     task = setup_task(config(tmp_path / "out", task="multimodal_3d_classification"))
     dataset, model = shapes(tmp_path), Classifier()
+    assert dataset.identity()["classnames"] == CLASSES and dataset.identity()["templates"] == dataset.templates
     task.before_evaluation(model=model, dataset=dataset)
     rows = task.valid_step(model, dataset.collater([dataset[i] for i in range(len(dataset))]))
     assert model.asked == {"classnames": CLASSES}, "the model's own template"

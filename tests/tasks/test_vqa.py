@@ -115,7 +115,9 @@ def test_rank_needs_answers_to_choose_from(tmp_path: Path) -> None:
     task = task_of(tmp_path, inference_method="rank", num_ans_candidates=7)
     with pytest.raises(ConfigError, match="dataset coco_vqa has no list of answers; .* second file of the split val"):
         evaluate(task, dataset_of(tmp_path), tmp_path)
-    model = evaluate(task, dataset_of(tmp_path, write_json(tmp_path / "list.json", ["red"])), tmp_path)[1]
+    dataset = dataset_of(tmp_path, write_json(tmp_path / "list.json", ["red"]))
+    assert dataset.identity()["answer_list"] == ["red"], "another list gives other answers"
+    model = evaluate(task, dataset, tmp_path)[1]
     assert (model.asked["inference_method"], model.asked["num_ans_candidates"]) == ("rank", 7)
 
 
