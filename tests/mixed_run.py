@@ -86,6 +86,7 @@ def start(config: Path, output: Path, *options: str, **environment: str) -> subp
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             stdout=console,
             stderr=console,
+            start_new_session=True,
         )
 
 

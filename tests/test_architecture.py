@@ -78,7 +78,10 @@ def test_the_library_neither_prints_nor_exits() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "exit", "quit", "sys.exit", "os._exit"):
                 to_stderr = any(keyword.arg == "file" for keyword in node.keywords)
-                wrong += [] if to_stderr else [f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"]
+                own_worker = (
+                    path.name == "workers.py" and ast.unparse(node.func) == "os._exit"
+                )  # a loader's process, not the user's
+                wrong += [] if to_stderr or own_worker else [f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"]
     assert wrong == []
 
 

@@ -7,6 +7,7 @@ another number of data workers.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -146,3 +147,16 @@ def test_killed_at_many_moments(straight: Straight, tmp_path: Path) -> None:
         first = pool.submit(chain, straight, "turns", seeds[0], 12)
         second = pool.submit(chain, other, "sequential", seeds[1], 12)
         assert first.result() + second.result() >= 24
+
+
+def test_asked_to_stop(straight: Straight) -> None:
+    """SIGTERM to every process of the run, data workers too, as schedulers send it: it saves and ends well, and goes on."""
+    output = straight.folder / "stopped"
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process = start(straight.config, output, 'run.save_freq="1000 steps"')
+        before = log_length(output)
+        wait_for_log(process, output, lines=before)
+        os.killpg(process.pid, number)
+        assert process.wait(LIMIT) == 0, output.with_suffix(".console").read_text()[-4000:]
+        assert f"{number.name}: the run is saved and ends here" in output.with_suffix(".console").read_text()
+    finish(straight, output)
