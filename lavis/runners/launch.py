@@ -19,6 +19,7 @@ from lavis.common.precision import building_for
 from lavis.common.registry import registry
 from lavis.common.seeding import seed_everything
 from lavis.datasets.samples import AnnotationError
+from lavis.runners import failures
 from lavis.runners.checks import check_model, check_run, check_weight_sources
 from lavis.runners.faults import TooManySkippedSteps
 from lavis.runners.signals import Stopped
@@ -69,7 +70,7 @@ def run_main(action: Callable[[], object]) -> int:
     traceback."""
     setup_logging(rank=int(os.environ.get("RANK", 0)))
     try:
-        action()
+        failures.recorded(action)
     except (ConfigError, AnnotationError) as error:
         rank = dist_utils.get_rank()
         print(f"error{f' (rank {rank})' if dist_utils.is_distributed() else ''}: {error}", file=sys.stderr)
@@ -80,6 +81,10 @@ def run_main(action: Callable[[], object]) -> int:
     except TooManySkippedSteps as error:
         print(f"error: {error}", file=sys.stderr)
         return FAULT_EXIT_CODE
+    except Exception as error:
+        if dist_utils.is_distributed():
+            failures.leave(error)
+        raise
     finally:
         dist_utils.shutdown_distributed()
     return 0
