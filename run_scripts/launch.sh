@@ -87,13 +87,14 @@ set -m # torchrun gets a process group of its own, so that signals reach it thro
     "$script" --cfg-path "$config" ${options[0]:+--options "${options[@]}"} &
 agent=$!
 set +m
-trap 'kill -TERM "$agent" 2>/dev/null || true' TERM
-trap 'kill -INT "$agent" 2>/dev/null || true' INT
-trap 'pkill -USR1 -P "$agent" -f "${script##*/}" || true' USR1
+trap 'signalled=1; kill -TERM "$agent" 2>/dev/null || true' TERM
+trap 'signalled=1; kill -INT "$agent" 2>/dev/null || true' INT
+trap 'signalled=1; pkill -USR1 -P "$agent" -f "${script##*/}" || true' USR1
 code=0
-wait "$agent" || code=$?
-while kill -0 "$agent" 2>/dev/null; do # a signal ends wait, not torchrun
-    code=0
-    wait "$agent" || code=$?
+while :; do # a signal ends wait, not torchrun; 127: it was waited for already
+    signalled=0 status=0
+    wait "$agent" || status=$?
+    ((status == 127)) || code=$status
+    ((signalled && status > 128)) || break
 done
 exit "$code"

@@ -47,13 +47,14 @@ srun --nodes="$NNODES" --ntasks="$NNODES" --ntasks-per-node=1 --kill-on-bad-exit
     bash -c 'NODE_RANK="$SLURM_NODEID" exec "$@"' task "${command[@]}" &
 step=$!
 stopped=0
-trap 'stopped=1; kill -USR1 "$step" 2>/dev/null || true' USR1 # srun hands it to its tasks
-trap 'kill -TERM "$step" 2>/dev/null || true' TERM
+trap 'signalled=1 stopped=1; kill -USR1 "$step" 2>/dev/null || true' USR1 # srun hands it to its tasks
+trap 'signalled=1; kill -TERM "$step" 2>/dev/null || true' TERM
 code=0
-wait "$step" || code=$?
-while kill -0 "$step" 2>/dev/null; do # a signal ends wait, not the step
-    code=0
-    wait "$step" || code=$?
+while :; do # a signal ends wait, not the step; 127: it was waited for already
+    signalled=0 status=0
+    wait "$step" || status=$?
+    ((status == 127)) || code=$status
+    ((signalled && status > 128)) || break
 done
 if ((stopped && code == 0)) && [[ "${REQUEUE:-0}" == 1 ]]; then
     echo "slurm.sh: saved before the time ends; job $SLURM_JOB_ID is queued again" >&2

@@ -68,16 +68,19 @@ def recorded(action: Callable[[], T]) -> T | None:
     return record(run)()
 
 
-def leave(error: BaseException) -> NoReturn:
-    """End a process of a group after an error, now: to leave the group in order would mean to wait for others, which may wait
-    for this one."""
+def show(error: BaseException) -> None:
+    """The error on stderr: with its traceback, unless it is another process's."""
     if isinstance(error, PeerLostError):
         print(f"error: {error}", file=sys.stderr)
     else:
         traceback.print_exception(error)
+
+
+def leave(code: int) -> NoReturn:
+    """End a process of a group, now: to leave the group in order would be to wait for others, which may wait for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 def _rank() -> str:

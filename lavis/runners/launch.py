@@ -75,6 +75,8 @@ def run_main(action: Callable[[], object]) -> int:
         rank = dist_utils.get_rank()
         print(f"error{f' (rank {rank})' if dist_utils.is_distributed() else ''}: {error}", file=sys.stderr)
         logger.debug("raised here", exc_info=True)
+        if dist_utils.is_distributed():
+            failures.leave(CONFIG_EXIT_CODE)
         return CONFIG_EXIT_CODE
     except Stopped as stopped:
         logger.info("%s: the run is saved and ends here; run.resume_ckpt_path=auto goes on with it", stopped)
@@ -83,7 +85,8 @@ def run_main(action: Callable[[], object]) -> int:
         return FAULT_EXIT_CODE
     except Exception as error:
         if dist_utils.is_distributed():
-            failures.leave(error)
+            failures.show(error)
+            failures.leave(1)
         raise
     finally:
         dist_utils.shutdown_distributed()
