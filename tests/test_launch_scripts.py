@@ -90,9 +90,8 @@ def test_one_node_needs_nothing(echo: str) -> None:
     assert {"--nnodes=1", "--nproc-per-node=2", "--rdzv-endpoint=127.0.0.1:0", "--rdzv-id=lavis", "--tee=3"} <= set(given)
     assert "--rdzv-conf=is_host=1,join_timeout=600,read_timeout=600" in given and "--log-dir=output/logs" in given
     assert str(ROOT / "train.py") in given and options_of(given) == ["run.resume_ckpt_path=auto"]
-    given = call(
-        "launch.sh", SMOKE, PYTHON=echo, NNODES="2", JOB_ID="7", MASTER_PORT="5", LOG_DIR="l", **{**NODE, "NODE_RANK": "1"}
-    )
+    node = {**NODE, "NODE_RANK": "1", "MASTER_PORT": "5"}
+    given = call("launch.sh", SMOKE, PYTHON=echo, NNODES="2", JOB_ID="7", LOG_DIR="l", **node).stdout.splitlines()
     named = {"--rdzv-endpoint=node0:5", "--rdzv-id=7", "--rdzv-conf=is_host=0,join_timeout=600,read_timeout=600", "--log-dir=l"}
     assert named <= set(given)
     assert "no configuration file at" in call("launch.sh", "absent.yaml", PYTHON=echo).stderr
