@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 GRACE = 10.0  # seconds: well above what torchrun needs to see a death (0.1 s), and to tell the other nodes
@@ -74,13 +74,6 @@ def show(error: BaseException) -> None:
         print(f"error: {error}", file=sys.stderr)
     else:
         traceback.print_exception(error)
-
-
-def leave(code: int) -> NoReturn:
-    """End a process of a group, now: to leave the group in order would be to wait for others, which may wait for this one."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _rank() -> str:

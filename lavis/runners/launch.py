@@ -67,7 +67,8 @@ def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any
 def run_main(action: Callable[[], object]) -> int:
     """Run a command; what a user can put right (configuration, annotations, checkpoints) is told in one
     message on stderr and gives exit code 2. A run that was asked to end and has saved gives 0. Everything else keeps its
-    traceback."""
+    traceback. Several processes leave their group in order only at a good end: after an error that would be to wait for the
+    others, which may wait for this one; so the command then ends by ``os._exit``."""
     setup_logging(rank=int(os.environ.get("RANK", 0)))
     try:
         failures.recorded(action)
@@ -75,8 +76,6 @@ def run_main(action: Callable[[], object]) -> int:
         rank = dist_utils.get_rank()
         print(f"error{f' (rank {rank})' if dist_utils.is_distributed() else ''}: {error}", file=sys.stderr)
         logger.debug("raised here", exc_info=True)
-        if dist_utils.is_distributed():
-            failures.leave(CONFIG_EXIT_CODE)
         return CONFIG_EXIT_CODE
     except Stopped as stopped:
         logger.info("%s: the run is saved and ends here; run.resume_ckpt_path=auto goes on with it", stopped)
@@ -84,10 +83,9 @@ def run_main(action: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAULT_EXIT_CODE
     except Exception as error:
-        if dist_utils.is_distributed():
-            failures.show(error)
-            failures.leave(1)
-        raise
-    finally:
-        dist_utils.shutdown_distributed()
+        if not dist_utils.is_distributed():
+            raise
+        failures.show(error)
+        return 1
+    dist_utils.shutdown_distributed()
     return 0

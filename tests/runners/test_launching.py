@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Path:
     """A run of two modalities with dropout and augmentation, saved every 3 steps; its fault is given on the command line."""
     path = tmp_path / "run.yaml"
     path.write_text(
-        f"imports: [{ROOT / 'tests/runners/faults.py'}]\n"
+        f"imports: [{ROOT / 'tests/runners/faulty.py'}]\n"
         "model: {arch: faulty_model, fault: {rank: 1, step: 0, kind: kill, mark: happened}}\n"
         "datasets: {fake_image: {size: 24}, fake_region: {size: 16}}\n"
         "run: {task: regionblip_pretrain, max_epoch: 2, batch_size_train: 2, num_workers: 0, task_order: round_robin,\n"
