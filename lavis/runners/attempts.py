@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis.common import dist_utils
-from lavis.common.checkpoint import list_checkpoints, progress_of
+from lavis.common.checkpoint import CheckpointError, list_checkpoints, load_checkpoint_file, progress_of
 from lavis.common.paths import resolve
 from lavis.runners.saving import find_resume
 
@@ -42,17 +42,27 @@ class Attempt:
         self.agents = sorted({agent for agent in dist_utils.all_gather_objects(this_agent()) if agent})
         again = dist_utils.broadcast_object(bool(set(self.agents) & _marked(output_dir)))
         self.state = find_resume("auto", output_dir) if again else None
-        self._own = self.state is not None  # whether the state is of this folder
-        if self._own:
+        own = self.state is not None  # whether the state is of this folder
+        if own:
             logger.info("started again by torchrun: the run goes on from its own checkpoint")
         else:
             self.state = find_resume(resume, output_dir)
-            self._own = bool(resume) and (resume == "auto" or resolve(str(resume)).resolve().parent == output_dir.resolve())
+            own = bool(resume) and (resume == "auto" or resolve(str(resume)).resolve().parent == output_dir.resolve())
+        self._foreign = _not_of(self.state if own else None, output_dir) if dist_utils.is_main_process() else []
+        self._forget_best()
+
+    def _forget_best(self) -> None:
+        """A best checkpoint that will not be in the folder is none: the next evaluation chooses anew."""
+        best = self.state["progress"]["best"] if self.state else {}
+        files = {name: self.output_dir / f"checkpoint_{name}.pth" for name in best}
+        gone = [name for name, path in files.items() if path in self._foreign or not path.is_file()]
+        for name in dist_utils.broadcast_object(gone):
+            del best[name]
 
     def begin(self) -> None:
         """Make the folder this run's own, once nothing speaks against the run any more."""
         if dist_utils.is_main_process():
-            set_aside(_beyond(self.state if self._own else None, self.output_dir), self.output_dir)
+            set_aside(self._foreign, self.output_dir)
             _mark(self.agents, self.output_dir)
 
 
@@ -85,13 +95,24 @@ def set_aside(paths: list[Path], output_dir: Path) -> None:
     logger.warning("%s held %d checkpoints that are not of this run's past; they are now in %s", output_dir, len(paths), folder)
 
 
-def _beyond(state: Mapping[str, Any] | None, output_dir: Path) -> list[Path]:
-    """The folder's checkpoints that a run from ``state`` has not made yet; None: every one, also the best."""
+def _not_of(state: Mapping[str, Any] | None, output_dir: Path) -> list[Path]:
+    """The folder's checkpoints that are not the past of a run that begins with ``state``: those that are further, as their
+    names or (the best ones) their contents say; None: all."""
     if state is None:
         return sorted(output_dir.glob("checkpoint_*.pth"))
     epoch_is_over = state["progress"]["epoch"] > state["epoch"]
     start = (state["epoch"], float("inf") if epoch_is_over else state["step"])
-    return [path for path in list_checkpoints(output_dir) if (progress_of(path) or start) > start]
+    numbered = [path for path in list_checkpoints(output_dir) if (progress_of(path) or start) > start]
+    best = sorted(output_dir.glob("checkpoint_best*.pth"))
+    return [*numbered, *(path for path in best if _steps(path) > state["step"])]
+
+
+def _steps(path: Path) -> float:
+    """The steps that a checkpoint has behind it; infinite for one that cannot be read."""
+    try:
+        return float(load_checkpoint_file(path)["step"])
+    except (CheckpointError, KeyError, TypeError):
+        return float("inf")
 
 
 def _marked(output_dir: Path) -> set[str]:

@@ -125,6 +125,19 @@ def test_a_path_of_another_folder_counts_until_there_is_an_own_checkpoint(tmp_pa
     assert lines(folder) == lines(tmp_path / "straight")
 
 
+def test_what_was_best_beyond_the_start_is_chosen_anew(tmp_path: Path) -> None:
+    folder, options = tmp_path / "out", {"max_epoch": 3, "valid_splits": "[val]", "test_splits": "[test]"}
+    straight = run(folder, **options)
+    best = straight.progress.best["best"]
+    assert best["epoch"] > 0
+    again = run(folder, **options, resume_ckpt_path=folder / "checkpoint_0.pth")
+    assert names(folder / "before_1") == {"checkpoint_1.pth", "checkpoint_2.pth", "checkpoint_best.pth"}
+    assert again.progress.best["best"] == best
+    assert_same(weights(straight), weights(again))
+    kept = run(folder, **options, resume_ckpt_path=folder / f"checkpoint_{best['epoch']}.pth")
+    assert not (folder / "before_2" / "checkpoint_best.pth").exists() and kept.progress.best["best"] == best
+
+
 def test_a_damaged_checkpoint_does_not_stand_in_the_way(tmp_path: Path) -> None:
     """Were it kept as the furthest one, keep_last would drop the new ones."""
     folder = tmp_path / "out"
