@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -198,3 +199,21 @@ def test_one_node_restarts_under_torchrun_alone(config: Path, tmp_path: Path) ->
     codes, outputs = finish([command], tmp_path)
     assert codes == [0] and (tmp_path / "happened").exists(), outputs[0]
     assert_same(outcome(tmp_path), expected, f"killed at step {step}\n{outputs[0]}")
+
+
+@pytest.mark.slow
+def test_a_signal_to_launch_saves_and_the_next_launch_goes_on(config: Path, tmp_path: Path) -> None:
+    words = ["bash", str(ROOT / "run_scripts" / "launch.sh"), str(config)]
+    given = {"NPROC_PER_NODE": "2", "LOG_DIR": "logs"}
+    with started([[*words, "run.max_epoch=100000", "run.save_freq=50000"]], tmp_path, **given) as (process,):
+        end = time.monotonic() + LIMIT
+        while not (tmp_path / "out" / "log.txt").exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGUSR1)
+        code = process.wait(LIMIT)
+    shown = (tmp_path / "node0.txt").read_text()
+    assert code == 0 and "SIGUSR1: the run is saved and ends here" in shown, shown
+    (saved,) = (tmp_path / "out").glob("checkpoint_*.pth")
+    epoch = load_checkpoint_file(saved)["progress"]["epoch"] + 1
+    codes, outputs = finish([[*words, f"run.max_epoch={epoch}"]], tmp_path, **given)
+    assert codes == [0] and f"resuming out/{saved.name}" in outputs[0], outputs[0]
