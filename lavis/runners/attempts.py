@@ -7,7 +7,7 @@ without counting, and a process may die before it has touched the folder. So a r
 1. sets checkpoints aside that are not its own past, into ``before_<n>/``,
 2. writes down which torchrun agents began it (``launch.json``).
 
-A later attempt is one of whose agents any is written there.
+A start is a later attempt where any of its agents is written there.
 """
 
 from __future__ import annotations
