@@ -5,6 +5,7 @@ Several processes: torchrun --nproc_per_node=8 train.py --cfg-path X.yaml
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,4 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if code := main():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # Python's own end could wait for other processes, see run_main

@@ -1,9 +1,7 @@
-"""The 30 published run files: their names and what they set; the scripts; the further evaluations."""
+"""The 30 published run files: their names and what they set; the further evaluations."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -139,60 +137,3 @@ def test_further_evaluations_serve_every_size(name: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("MODEL", "opt-13b")
     with pytest.raises(ValueError, match=r"opt-13b\.yaml"):
         load(f"eval/{name}.yaml")
-
-
-# The scripts
-
-
-def call(script: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script with an interpreter that prints what it is given."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("NNODES", "GPUS", "MASTER_ADDR", "NODE_RANK")}
-    given = {**kept, **environment}
-    return subprocess.run(["bash", str(FOLDER / script), *options], env=given, capture_output=True, text=True)
-
-
-@pytest.fixture
-def echo(tmp_path: Path) -> str:
-    path = tmp_path / "python"
-    path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-    path.chmod(0o755)
-    return str(path)
-
-
-@pytest.mark.parametrize(("script", "config"), [(path.replace(".yaml", "_4node.sh"), path) for path, _ in TRAIN_FILES])
-def test_four_node_scripts(script: str, config: str, echo: str) -> None:
-    assert os.access(FOLDER / script, os.X_OK)
-    done = call(script, "run.seed=7", "run.test_splits=[a, b]", PYTHON=echo, MASTER_ADDR="node0", NODE_RANK="2")
-    given = done.stdout.splitlines()
-    assert done.returncode == 0, done.stderr
-    launch = ["--nnodes=4", "--nproc_per_node=8", "--node_rank=2", "--master_addr=node0"]
-    assert given[:2] == ["-m", "torch.distributed.run"] and set(launch) <= set(given)
-    assert given[given.index("--cfg-path") + 1] == str(FOLDER / config)
-    options = given[given.index("--options") + 1 :]
-    assert options[-2:] == ["run.seed=7", "run.test_splits=[a, b]"]
-    cfg = Config.from_file(FOLDER / config, options=options)
-    assert (cfg.run.max_epoch, cfg.model.enable_aux_regloss, cfg.model.aux_regloss_weight) == (30, True, 1.0)
-    assert cfg.run.seed == 7 and cfg.run.output_dir == f"training_dir/{Path(script).stem}"
-
-
-@pytest.mark.parametrize(
-    ("environment", "options", "message"),
-    [
-        ({"NODE_RANK": "0"}, [], "MASTER_ADDR is not set"),
-        ({"MASTER_ADDR": "a"}, [], "NODE_RANK is not set"),
-        ({"MASTER_ADDR": "a", "NODE_RANK": "4"}, [], "NODE_RANK is 4; accepted with NNODES=4: 0 to 3"),
-        ({"MASTER_ADDR": "a", "NODE_RANK": "one"}, [], "NODE_RANK is 'one'; accepted: a whole number of 0 or more"),
-        ({"MASTER_ADDR": "a", "NODE_RANK": "0", "GPUS": "0"}, [], "GPUS is 0; accepted: a whole number of 1 or more"),
-        ({"MASTER_ADDR": "a", "NODE_RANK": "0"}, ["--fast"], "'--fast' is no key=value"),
-    ],
-)
-def test_scripts_say_what_is_missing(environment: dict[str, str], options: list[str], message: str, echo: str) -> None:
-    done = call(SCRIPTS[0], *options, PYTHON=echo, **environment)
-    assert done.returncode == 2 and message in done.stderr and not done.stdout
-
-
-def test_launch_on_one_node_needs_nothing(echo: str, tmp_path: Path) -> None:
-    done = call("launch.sh", "run_scripts/train/smoke.yaml", PYTHON=echo, GPUS="2")
-    assert "--nnodes=1" in done.stdout and "--nproc_per_node=2" in done.stdout and "--options" not in done.stdout
-    assert "no configuration file at" in call("launch.sh", "absent.yaml", PYTHON=echo).stderr
-    assert "names no configuration" in call("launch.sh", PYTHON=echo).stderr

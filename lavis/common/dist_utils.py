@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from lavis.common.errors import ConfigError
+from lavis.common.rendezvous import attempt_store, uses_agent_store
 
 T = TypeVar("T")
 _alone = False  # set by single_process()
@@ -106,13 +107,11 @@ def init_distributed(cfg: Any) -> torch.device:
     # thread that lets go of a tensor while Python ends aborts the process (seen in torch 2.15).
     from torch.distributed.nn import functional  # noqa: F401
 
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=cfg.get("dist_url") or "env://",
-        rank=int(os.environ["RANK"]),
-        world_size=world_size,
-        timeout=timedelta(minutes=float(cfg.get("dist_timeout_minutes") or 30)),
-    )
+    timeout = timedelta(minutes=float(cfg.get("dist_timeout_minutes") or 30))
+    group: dict[str, Any] = {"rank": int(os.environ["RANK"]), "world_size": world_size, "timeout": timeout}
+    url = cfg.get("dist_url") or "env://"
+    meeting = {"store": attempt_store(**group)} if url == "env://" and uses_agent_store() else {"init_method": url}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **meeting, **group)
     return device
 
 

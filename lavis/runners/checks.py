@@ -9,6 +9,7 @@ from lavis.common.errors import listed, unknown
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
 from lavis.common.wandb_run import wandb_settings
+from lavis.runners.attempts import is_later_attempt
 from lavis.runners.saving import SaveFreq
 from lavis.runners.step import AMP_DTYPES
 
@@ -53,7 +54,7 @@ def check_run(run_cfg: Any) -> None:
     if hasattr(runner, "check_run"):
         runner.check_run(run_cfg)
     resume = run_cfg.resume_ckpt_path
-    if resume and resume != "auto" and not resolve(resume).is_file():
+    if resume and resume != "auto" and not resolve(resume).is_file() and not is_later_attempt(resolve(run_cfg.output_dir)):
         raise ConfigError(f"run.resume_ckpt_path: no file {resume}; accepted: a checkpoint of ours, auto, or null")
 
 

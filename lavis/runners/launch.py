@@ -19,6 +19,7 @@ from lavis.common.precision import building_for
 from lavis.common.registry import registry
 from lavis.common.seeding import seed_everything
 from lavis.datasets.samples import AnnotationError
+from lavis.runners import failures
 from lavis.runners.checks import check_model, check_run, check_weight_sources
 from lavis.runners.faults import TooManySkippedSteps
 from lavis.runners.signals import Stopped
@@ -66,10 +67,11 @@ def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any
 def run_main(action: Callable[[], object]) -> int:
     """Run a command; what a user can put right (configuration, annotations, checkpoints) is told in one
     message on stderr and gives exit code 2. A run that was asked to end and has saved gives 0. Everything else keeps its
-    traceback."""
+    traceback. Several processes leave their group in order only at a good end: after an error that would be to wait for the
+    others, which may wait for this one; so the command then ends by ``os._exit``."""
     setup_logging(rank=int(os.environ.get("RANK", 0)))
     try:
-        action()
+        failures.recorded(action)
     except (ConfigError, AnnotationError) as error:
         rank = dist_utils.get_rank()
         print(f"error{f' (rank {rank})' if dist_utils.is_distributed() else ''}: {error}", file=sys.stderr)
@@ -80,6 +82,10 @@ def run_main(action: Callable[[], object]) -> int:
     except TooManySkippedSteps as error:
         print(f"error: {error}", file=sys.stderr)
         return FAULT_EXIT_CODE
-    finally:
-        dist_utils.shutdown_distributed()
+    except Exception as error:
+        if not dist_utils.is_distributed():
+            raise
+        failures.show(error)
+        return 1
+    dist_utils.shutdown_distributed()
     return 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lavis.common import dist_utils
-from lavis.common.checkpoint import list_checkpoints, load_checkpoint_file
+from lavis.common.checkpoint import load_checkpoint_file
 from lavis.common.config import Config, ConfigError
 from lavis.common.errors import listed
 from lavis.common.optims import build_lr_scheduler, build_optimizer
@@ -19,6 +18,7 @@ from lavis.common.seeding import rng_state, set_rng_state
 from lavis.datasets.loaders import MixedLoader, TaskLoader
 from lavis.datasets.samples import JoinedDataset
 from lavis.runners import signals
+from lavis.runners.attempts import Attempt
 from lavis.runners.evaluation import evaluate_dataset, evaluations
 from lavis.runners.faults import SkippedSteps, TooManySkippedSteps
 from lavis.runners.partial import PartialResults, remove
@@ -27,8 +27,6 @@ from lavis.runners.report import Report
 from lavis.runners.saving import Saver, find_resume, restore_weights
 from lavis.runners.step import TrainStep, to_device
 from lavis.tasks.base_task import BaseTask, Datasets, batch_length
-
-logger = logging.getLogger(__name__)
 
 
 @registry.register_runner("runner_base")
@@ -119,7 +117,8 @@ class RunnerBase:
         run = self.run_cfg
         self.accum, self.log_freq, self.lr_schedule = int(run.accum_grad_iters), int(run.log_freq), str(run.lr_schedule)
         self.saver = Saver(self.output_dir, run_cfg=run)
-        resumed = find_resume(run.resume_ckpt_path, self.output_dir)
+        attempt = Attempt(run.resume_ckpt_path, self.output_dir)
+        resumed = attempt.state
         try:
             self.loader = self.build_loader()
         except ValueError as error:  # a dataset smaller than the number of processes, for one
@@ -129,10 +128,9 @@ class RunnerBase:
         self.step = TrainStep(optimizer, run_cfg=run, device=self.device)
         self.lr_scheduler = build_lr_scheduler(run, optimizer, max_epoch=self.num_epochs)
         self.report = Report(self.output_dir, run_cfg=run, device=self.device)
-        if resumed is None and dist_utils.is_main_process() and list_checkpoints(self.output_dir):
-            logger.warning("%s holds checkpoints of an earlier run; this new run replaces them as it goes", self.output_dir)
         if resumed is not None:
             self.load_state_dict(resumed)
+        attempt.begin()
         self.report.begin(step=self.progress.step, log_lines=None if resumed is None else resumed["log_lines"])
         limit = run.max_skipped_steps
         self.skipped = SkippedSteps(self.output_dir, self.progress, limit=None if limit is None else int(limit))

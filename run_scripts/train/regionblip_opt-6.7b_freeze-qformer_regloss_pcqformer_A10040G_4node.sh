@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The published training of RegionBLIP with OPT-6.7B: 4 nodes of 8 GPUs, 30 epochs, with box regression.
 # Run on every node:  MASTER_ADDR=<address of node 0> NODE_RANK=<0 to 3> bash THIS_SCRIPT [key=value ...]
-# NNODES, GPUS (per node) and MASTER_PORT change the shape of the run; key=value overrides the configuration.
+# or, under Slurm:    sbatch run_scripts/slurm.sh THIS_SCRIPT [key=value ...]
+# NNODES, NPROC_PER_NODE and MASTER_PORT change the shape of the run; key=value overrides the configuration.
 set -euo pipefail
 
 name=regionblip_opt-6.7b_freeze-qformer_regloss_pcqformer_A10040G
-export NNODES="${NNODES:-4}"
+export NNODES="${NNODES:-4}" NPROC_PER_NODE="${NPROC_PER_NODE:-${GPUS:-8}}"
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 exec "$here/../launch.sh" "$here/$name.yaml" \
     run.output_dir="training_dir/${name}_4node" run.max_epoch=30 \
