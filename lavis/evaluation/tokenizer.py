@@ -36,7 +36,9 @@ class _Rule(NamedTuple):
 
 def tokenize(caption: str) -> list[str]:
     """Caption -> lower-case tokens without punctuation. A token holds no plain space."""
-    tokens = _tokenize(caption, "\n")
+    tokens = _known_tokens(caption)
+    if tokens is None:
+        tokens = _by_rules(caption, "\n")
     return tokens.split(" ") if tokens else []
 
 
@@ -48,8 +50,9 @@ def tokenize_captions(captions: Mapping[Any, Sequence[str]]) -> dict[Any, list[s
     smiley that ends the last caption is not one. The order of the mapping therefore counts, as there.
     """
     lines = [caption for values in captions.values() for caption in values]
-    tokens = iter([_tokenize(line, _following(lines, index)) for index, line in enumerate(lines)])
-    return {key: [next(tokens) for _ in values] for key, values in captions.items()}
+    tokens = [_known_tokens(line) for line in lines]
+    found = iter([_by_rules(lines[i], _following(lines, i)) if line is None else line for i, line in enumerate(tokens)])
+    return {key: [next(found) for _ in values] for key, values in captions.items()}
 
 
 def _following(lines: Sequence[str], index: int) -> str:
@@ -66,34 +69,65 @@ def _one_line(caption: str) -> str:
     return re.sub("[\n\r\v\f\u2028\u2029]", " ", caption)
 
 
+def _known_tokens(caption: str) -> str | None:
+    """The tokens of a caption of plain chunks, joined by spaces; None where a rule might look further."""
+    tokens = [_CHUNKS[chunk] for chunk in caption.split(" ")]
+    return None if None in tokens else " ".join(filter(None, tokens))  # type: ignore[arg-type]
+
+
 @functools.lru_cache(maxsize=1 << 17)
-def _tokenize(caption: str, following: str) -> str:
-    """One caption -> its tokens joined by spaces."""
-    words = _plain_words(caption)
-    if words is None:
-        line = " ".join(word.lower() for word in _lex(_one_line(caption), following))
-        words = line.rstrip().split(" ")  # an address may end with a wide space
-    return " ".join(word for word in words if word not in PUNCTUATION)
+def _by_rules(caption: str, following: str) -> str:
+    """One caption -> its tokens joined by spaces; a plain chunk between two spaces is looked up."""
+    text = _one_line(caption)
+    end = len(text)
+    text += following
+    position, words = 0, []
+    while position < end:
+        if position == 0 or text[position - 1] == " ":
+            stop = text.find(" ", position, end)
+            stop = end if stop < 0 else stop
+            known = _CHUNKS[text[position:stop]]
+            # after a stop another one may follow: ". . ." is one token
+            if known is not None and (text[stop - 1] != "." or stop == end or text[stop + 1 : stop + 2].isalpha()):
+                words.append(known)
+                position = stop + 1
+                continue
+        token, position = _next_token(text, position)
+        words.append(token.lower())
+    line = " ".join(word for word in words if word)
+    return " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)  # an address may end with a wide space
 
 
-def _plain_words(caption: str) -> list[str] | None:
-    """Words of a caption of plain words, commas and full stops; None where another rule might apply."""
-    words = []
-    for chunk in caption.split(" "):
-        match = _PLAIN.fullmatch(chunk)
-        if match is None:
+class _Chunks(dict[str, "str | None"]):
+    """What stands between two spaces -> its tokens joined by spaces, of plain chunks; None of others.
+
+    Plain are words, also with hyphens and apostrophes inside, with quotes around them, a comma or a full stop after
+    them. No rule that begins in such a chunk looks beyond the next space, but after an abbreviation or one letter
+    with a full stop.
+    """
+
+    _word = re.compile("([A-Za-z]*)([.,]?)")
+    _plain = re.compile('"?(?:[A-Za-z]+(?:[\'-][A-Za-z]+)*)?"?,?"?')
+
+    def __missing__(self, chunk: str) -> str | None:
+        if len(self) >= 1 << 18:
+            self.clear()
+        self[chunk] = tokens = self._tokens(chunk)
+        return tokens
+
+    def _tokens(self, chunk: str) -> str | None:
+        word = self._word.fullmatch(chunk)
+        if word is not None and word[1].lower() not in _SPLIT_WORDS:
+            keeps_stop = word[2] == "." and (word[1].lower() in _ABBREVIATIONS or len(word[1]) == 1)
+            return None if keeps_stop else word[1].lower()
+        if self._plain.fullmatch(chunk) is None:
             return None
-        word = match[1].lower()
-        if word in _SPLIT_WORDS or (match[2] == "." and (word in _ABBREVIATIONS or len(word) == 1)):
-            return None
-        if word:
-            words.append(word)
-    return words
+        return " ".join(token.lower() for token in _lex(chunk, " ") if token not in PUNCTUATION)
 
 
-_OPEN_END = re.compile(r"[A-Za-z]\.\s*\Z")
-_PLAIN = re.compile("([A-Za-z]*)([.,]?)")
+_CHUNKS = _Chunks()
 _SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "gimme", "lemme", "wanna"])
+_OPEN_END = re.compile(r"[A-Za-z]\.\s*\Z")
 _ABBREVIATIONS = frozenset(
     word.lower()
     for words in (
@@ -113,18 +147,21 @@ def _lex(text: str, following: str = "\n") -> Iterable[str]:
     text += following
     position = 0
     while position < end:
-        best, best_end, best_rule = None, position, None
-        for rule in _candidates(text[position]):
-            match = rule.pattern.match(text, position)
-            if match is not None and match.end() > best_end:
-                best, best_end, best_rule = match, match.end(), rule
-        if best is None or best_rule is None:
-            position += 1
-            continue
-        position = best.end(1)
-        token = best[1] if best_rule.rewrite is None else best_rule.rewrite(best[1])
+        token, position = _next_token(text, position)
         if token:
             yield token
+
+
+def _next_token(text: str, position: int) -> tuple[str, int]:
+    """The token at a position, "" for none, and where the next one may begin."""
+    best, best_end, best_rule = None, position, None
+    for rule in _candidates(text[position]):
+        match = rule.pattern.match(text, position)
+        if match is not None and match.end() > best_end:
+            best, best_end, best_rule = match, match.end(), rule
+    if best is None or best_rule is None:
+        return "", position + 1
+    return best[1] if best_rule.rewrite is None else best_rule.rewrite(best[1]), best.end(1)
 
 
 @functools.lru_cache(maxsize=4096)
