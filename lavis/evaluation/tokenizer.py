@@ -9,8 +9,9 @@ How it works: at every position all rules are tried and the longest match wins, 
 rule's group 1 is the token; what it matches after the group is context: it counts as length and is read
 again. Characters that no rule knows (emoji, for one) are dropped, as there.
 
-One thing differs on purpose: a character that ends a line (CR, VT, FF, U+2028, U+2029) inside a caption is a
-space here. There it splits the caption in two, and every later caption is then given to the wrong image.
+Two things differ on purpose. A character that ends a line (CR, VT, FF, U+2028, U+2029) inside a caption is a
+space here; there it splits the caption in two, and every later caption is then given to the wrong image. And a
+tag ends with its caption here; there an open quote inside a tag, as in <a href="x, goes on into the next captions.
 """
 
 from __future__ import annotations
@@ -72,12 +73,12 @@ def _one_line(caption: str) -> str:
 def _known_tokens(caption: str) -> str | None:
     """The tokens of a caption of plain chunks, joined by spaces; None where a rule might look further."""
     tokens = [_CHUNKS[chunk] for chunk in caption.split(" ")]
-    return None if None in tokens else " ".join(filter(None, tokens))  # type: ignore[arg-type]
+    return None if None in tokens else " ".join(filter(None, tokens))
 
 
 @functools.lru_cache(maxsize=1 << 17)
 def _by_rules(caption: str, following: str) -> str:
-    """One caption -> its tokens joined by spaces; a plain chunk between two spaces is looked up."""
+    """One caption -> its tokens joined by spaces; what stands between two spaces is looked up where that is safe."""
     text = _one_line(caption)
     end = len(text)
     text += following
@@ -86,9 +87,12 @@ def _by_rules(caption: str, following: str) -> str:
         if position == 0 or text[position - 1] == " ":
             stop = text.find(" ", position, end)
             stop = end if stop < 0 else stop
-            known = _CHUNKS[text[position:stop]]
+            chunk, known = text[position:stop], _CHUNKS[text[position:stop]]
+            last, before_letter = stop == end, text[stop + 1 : stop + 2].isalpha()
+            if known is None and (before_letter or (last and following == "\n")) and not _LOOKS_FURTHER.search(chunk):
+                known = _alone(chunk, "\n" if last else " x")
             # after a stop another one may follow: ". . ." is one token
-            if known is not None and (text[stop - 1] != "." or stop == end or text[stop + 1 : stop + 2].isalpha()):
+            if known is not None and (last or before_letter or not chunk.endswith(".")):
                 words.append(known)
                 position = stop + 1
                 continue
@@ -96,6 +100,15 @@ def _by_rules(caption: str, following: str) -> str:
         words.append(token.lower())
     line = " ".join(word for word in words if word)
     return " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)  # an address may end with a wide space
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _alone(chunk: str, following: str) -> str:
+    """The tokens of a chunk, punctuation too: the same in any caption in which a letter or the end of the line follows.
+
+    What looks beyond the next space looks for a digit ("555 1234", "no. 5") or a stop; but for _LOOKS_FURTHER.
+    """
+    return " ".join(_lex(chunk, following)).lower()
 
 
 class _Chunks(dict[str, "str | None"]):
@@ -107,6 +120,7 @@ class _Chunks(dict[str, "str | None"]):
     """
 
     _word = re.compile("([A-Za-z]*)([.,]?)")
+    _joined = re.compile("([A-Za-z]+(?:-[A-Za-z]+)*)('s)?,?")
     _plain = re.compile('"?(?:[A-Za-z]+(?:[\'-][A-Za-z]+)*)?"?,?"?')
 
     def __missing__(self, chunk: str) -> str | None:
@@ -120,6 +134,9 @@ class _Chunks(dict[str, "str | None"]):
         if word is not None and word[1].lower() not in _SPLIT_WORDS:
             keeps_stop = word[2] == "." and (word[1].lower() in _ABBREVIATIONS or len(word[1]) == 1)
             return None if keeps_stop else word[1].lower()
+        joined = None if word is not None else self._joined.fullmatch(chunk)
+        if joined is not None:
+            return f"{joined[1].lower()} 's" if joined[2] else joined[1].lower()
         if self._plain.fullmatch(chunk) is None:
             return None
         return " ".join(token.lower() for token in _lex(chunk, " ") if token not in PUNCTUATION)
@@ -128,6 +145,7 @@ class _Chunks(dict[str, "str | None"]):
 _CHUNKS = _Chunks()
 _SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "gimme", "lemme", "wanna"])
 _OPEN_END = re.compile(r"[A-Za-z]\.\s*\Z")
+_LOOKS_FURTHER = re.compile(r"<|[A-Za-z]\.\s*\Z")  # for the end of a tag, for "The" after "vitamin c."
 _ABBREVIATIONS = frozenset(
     word.lower()
     for words in (
