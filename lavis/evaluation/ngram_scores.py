@@ -39,14 +39,14 @@ def ngram_statistics(corpus: Corpus) -> NgramStatistics:
     clipped, plain = np.zeros(lines), np.zeros(lines)
     for n, entries in enumerate(ngram_entries(corpus, N)):
         pairs = _pairs(entries, corpus, reference)
-        weight = entries.count * _idf(entries, pairs, items, reference)
-        norm = np.sqrt(np.bincount(entries.line, weights=weight**2, minlength=lines))
+        weight = entries.times * _idf(entries, pairs, items, reference)
+        norm = np.sqrt(_sums(entries.line, weight**2, lines))
         scale = norm * norm[corpus.first[corpus.item]]
         scale[scale == 0] = 1.0
         ours, theirs = weight[pairs.prediction], weight[pairs.reference]
         line = entries.line[pairs.reference]
-        clipped += np.bincount(line, weights=np.minimum(ours, theirs) * theirs, minlength=lines) / scale
-        plain += np.bincount(line, weights=ours * theirs, minlength=lines) / scale
+        clipped += _sums(line, np.minimum(ours, theirs) * theirs, lines) / scale
+        plain += _sums(line, ours * theirs, lines) / scale
         correct[:, n] = _correct(entries, pairs, corpus)
     bigrams = np.maximum(corpus.lengths - 1, 0)  # the published code counts these as a caption's length
     delta = bigrams - bigrams[corpus.first[corpus.item]]
@@ -67,6 +67,11 @@ class _Pairs(NamedTuple):
     starts: Ints  # of the runs of one n-gram in one item
 
 
+def _sums(places: Ints, weights: Floats, length: int) -> Floats:
+    """[length] the sum of the weights at each place."""
+    return np.asarray(np.bincount(places, weights=weights, minlength=length), dtype=np.float64)
+
+
 def _pairs(entries: Entries, corpus: Corpus, reference: NDArray[np.bool_]) -> _Pairs:
     starts, start = runs(entries.gram * len(corpus.first) + corpus.item[entries.line])
     of_reference = reference[entries.line]
@@ -79,8 +84,8 @@ def _idf(entries: Entries, pairs: _Pairs, items: int, reference: NDArray[np.bool
     if not len(entries.gram):
         return np.zeros(0)
     last = np.append(pairs.starts[1:], len(entries.gram)) - 1  # the last entry of a run is a reference's, if there is one
-    held = reference[entries.line[last]]
-    df = np.bincount(entries.gram[pairs.starts], weights=held, minlength=int(entries.gram[-1]) + 1)
+    held = reference[entries.line[last]].astype(np.float64)
+    df = _sums(entries.gram[pairs.starts], held, int(entries.gram[-1]) + 1)
     return (np.log(float(items)) - np.log(np.maximum(df, 1.0)))[entries.gram]
 
 
@@ -89,10 +94,10 @@ def _correct(entries: Entries, pairs: _Pairs, corpus: Corpus) -> Floats:
     if not len(pairs.reference):
         return np.zeros(len(corpus.first))
     starts, _ = runs(pairs.prediction)
-    most = np.maximum.reduceat(entries.count[pairs.reference], starts)
+    most = np.maximum.reduceat(entries.times[pairs.reference], starts)
     ours = pairs.prediction[starts]
-    matched = np.minimum(entries.count[ours], most)
-    return np.bincount(corpus.item[entries.line[ours]], weights=matched, minlength=len(corpus.first))
+    matched = np.minimum(entries.times[ours], most).astype(np.float64)
+    return _sums(corpus.item[entries.line[ours]], matched, len(corpus.first))
 
 
 def bleu_sums(corpus: Corpus, correct: Floats) -> Floats:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+Ints = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
 
 
 class Corpus(NamedTuple):
@@ -38,7 +38,7 @@ class Entries(NamedTuple):
 
     gram: Ints  # [E] a number per n-gram, from 0
     line: Ints  # [E]
-    count: Ints  # [E] 1 or more
+    times: Ints  # [E] 1 or more
 
 
 def encode(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> Corpus:
@@ -103,7 +103,7 @@ def ngram_entries(corpus: Corpus, n: int) -> Iterator[Entries]:
         both = np.sort(gram[within] << bits | line[within])
         starts = _starts(both)
         found = both[starts]
-        yield Entries(gram=found >> bits, line=found & ((1 << bits) - 1), count=np.diff(starts, append=len(both)))
+        yield Entries(gram=found >> bits, line=found & ((1 << bits) - 1), times=np.diff(starts, append=len(both)))
 
 
 def _starts(values: NDArray[Any]) -> Ints:
