@@ -114,7 +114,7 @@ def score_captions(
 
 def metric_versions(metrics: Iterable[str]) -> dict[str, str]:
     """What the numbers depend on: packages, the tokenizer's model and, for METEOR and SPICE, the programs and Java."""
-    java = [name for name in metrics if name in VERSIONS]
+    java = sorted(set(metrics) & set(VERSIONS))
     found = {
         "lavis": lavis.__version__,
         "python": platform.python_version(),

@@ -109,7 +109,8 @@ class CaptionTask(BaseTask):
             java_timeout=60.0 * run.metric_timeout_minutes,
         )
         settings = {"results": path.name, "dataset": dataset, "decoding": self.decoding, "prompt": run.prompt}
-        versions = metric_versions(names) | {name: package_version(name) for name in ("torch", "transformers")}
+        computed = set(names) - set(scores.metrics.get("unavailable", ()))
+        versions = metric_versions(computed) | {name: package_version(name) for name in ("torch", "transformers")}
         beside = path.with_name(f"{path.stem}_scores.json")
         write_scores(scores, beside, ground_truth=truth, settings=settings, versions=versions)
         logger.info("scores of each id, tokens, versions and settings: %s", beside)
