@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -101,7 +102,7 @@ def _config(folder: Path) -> dict[str, Any]:
         if (folder / name).is_file():
             try:
                 content = OmegaConf.to_container(OmegaConf.load(folder / name), resolve=True)
-            except (OmegaConfBaseException, ValueError, OSError) as error:
+            except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
                 raise ValueError(f"{folder / name} cannot be read: {error}") from error
             return content if isinstance(content, dict) else {}  # type: ignore[return-value]
     raise ValueError(f"{folder} holds neither {' nor '.join(CONFIGS)}, which say what was evaluated")
@@ -128,7 +129,7 @@ def part_name(dataset: str, split: str, config: Mapping[str, Any]) -> str:
     storage = entry.get("storage")
     path = Path(str(storage[0] if isinstance(storage, list) and storage else storage or ""))
     for folder in path.parts[:-1]:
-        if folder.lower() in REFCOCO:
+        if dataset.startswith("general_box_caption") and folder.lower() in REFCOCO:
             named = re.fullmatch(r"refcoco_(\w+)", path.stem, re.IGNORECASE)
             return f"{REFCOCO[folder.lower()]} {named[1] if named else split}"
     return f"{DATASETS.get(dataset, dataset)} {split}".strip()

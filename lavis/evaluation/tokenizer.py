@@ -56,6 +56,13 @@ def tokenize_captions(captions: Mapping[Any, Sequence[str]]) -> dict[Any, list[s
     return {key: [next(found) for _ in values] for key, values in captions.items()}
 
 
+def forget() -> None:
+    """Empty what is remembered between captions, for measurements."""
+    _CHUNKS.clear()
+    _by_rules.cache_clear()
+    _alone.cache_clear()
+
+
 def _following(lines: Sequence[str], index: int) -> str:
     """As much of the text after a line as a rule may look at."""
     if index + 1 == len(lines):
