@@ -3,8 +3,8 @@
 Provenance: BLEU is Papineni et al. 2002 as pycocoevalcap's bleu_scorer.py computes it, with its small constants and the
 closest reference length; CIDEr is Vedantam et al. 2015 (arXiv 1411.5726). pycocoevalcap calls CIDEr what that paper and
 its code (github.com/vrama91/cider) call CIDEr-D: products of tf-idf weights are clipped at the reference's weight, and
-a Gaussian of the difference in length is multiplied in. The same without both is CIDEr_plain here (there the words are
-stemmed as well in the paper, in no code). Document frequencies are those of the references that are evaluated.
+a Gaussian of the difference in length is multiplied in. The same without both, that code's CIDEr, is CIDEr_plain here.
+Document frequencies are those of the references that are evaluated.
 Letters: see ngrams.py.
 """
 

@@ -65,7 +65,7 @@ def test_captions_are_deduplicated_saved_and_scored(tmp_path: Path, scored: dict
     assert scored["truth"] == tmp_path / "result" / "test_ground_truth.json"
     counts = {"num_samples": 4, "num_unreadable": 1, "num_duplicates": 2}
     assert metrics == {"CIDEr": 1.0, "Bleu_4": 0.5, "agg_metrics": 1.5, **counts}
-    assert (scored["resamples"], scored["seed"], scored["java_timeout"]) == (1000, 42, 1200.0)
+    assert (scored["resamples"], scored["seed"], scored["java_timeout"]) == (1000, 42, 840.0)
 
 
 def test_ground_truth_is_the_users_file_where_it_exists(tmp_path: Path, scored: dict[str, Any]) -> None:

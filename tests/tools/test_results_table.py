@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import results_table
+from tests.tools import tool
 
 CAPTIONS = {"Bleu_4": 0.06, "ROUGE_L": 0.39, "CIDEr": 0.641, "CIDEr_ci95": [0.62, 0.66], "agg_metrics": 0.7, "num_missing": 0}
 
@@ -33,7 +31,7 @@ def run(
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: Path | str) -> str:
-    assert results_table.main([str(argument) for argument in arguments]) == 0
+    assert tool.run("results_table", *arguments) == 0
     return capsys.readouterr().out
 
 
@@ -106,7 +104,7 @@ def test_other_tasks_and_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str
         run(tmp_path / "d", recalls, dataset="coco_retrieval", arch="blip2", opt_model=None),
         run(tmp_path / "e", {**CAPTIONS, "num_missing": 3}),
     ]
-    assert results_table.main([str(folder) for folder in runs]) == 0
+    assert tool.run("results_table", *runs) == 0
     shown = capsys.readouterr()
     found = rows_of(shown.out)
     assert found["Zero-shot classes of ModelNet40 test, %"]["RegionBLIP OPT-2.7B"]["top5"] == "75.0"
@@ -139,9 +137,9 @@ def test_runs_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[
     for name, (content, message) in spoilt.items():
         kept = (folder / name).read_text()
         (folder / name).write_text(content)
-        assert results_table.main([str(folder)]) == 1 and message in capsys.readouterr().err
+        assert tool.run("results_table", folder) == 1 and message in capsys.readouterr().err
         (folder / name).write_text(kept)
     (folder / "config_evaluate.yaml").unlink()
-    assert results_table.main([str(folder)]) == 1
+    assert tool.run("results_table", folder) == 1
     assert "holds neither config_evaluate.yaml nor config.yaml" in capsys.readouterr().err
-    assert results_table.main([str(tmp_path / "none")]) == 1 and "does not exist" in capsys.readouterr().err
+    assert tool.run("results_table", tmp_path / "none") == 1 and "does not exist" in capsys.readouterr().err
