@@ -81,7 +81,7 @@ def _common(one: Ints, other: Ints) -> Ints:
     places = np.zeros(other.shape, dtype=np.uint64)  # bit i of places[p, j]: word i of one is word j of the other
     for index in range(one.shape[1]):
         places |= (other == one[:, index : index + 1]).astype(np.uint64) << np.uint64(index)
-    state = np.full(len(one), np.iinfo(np.uint64).max)
+    state = np.full(len(one), np.iinfo(np.uint64).max, dtype=np.uint64)
     for matched in places.T:
         kept = state & matched
         state = (state + kept) | (state - kept)
