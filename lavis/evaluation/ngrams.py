@@ -108,7 +108,9 @@ def ngram_entries(corpus: Corpus, n: int) -> Iterator[Entries]:
 
 def _starts(values: NDArray[Any]) -> Ints:
     """Where a run of equal values begins."""
-    return np.flatnonzero(np.diff(values, prepend=values[:1] - 1)) if len(values) else np.zeros(0, dtype=np.int64)
+    new = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return np.flatnonzero(new)
 
 
 def runs(values: NDArray[Any]) -> tuple[Ints, Ints]:
