@@ -1,115 +1,85 @@
-"""The caption scorers of pycocoevalcap behind one call, and what each of them needs to run.
+"""The caption metrics by name: what each gives for a corpus, for each item, and for any resampling of the items.
 
-Provenance: BLEU, ROUGE-L and CIDEr are pycocoevalcap's own Python (github.com/salaniz/pycocoevalcap), METEOR 1.5
-and SPICE 1.0 the Java programs that it ships or downloads. Nothing is ever downloaded from here.
+Provenance: BLEU, ROUGE-L and CIDEr as pycocoevalcap 1.2 (github.com/salaniz/pycocoevalcap) computes them, in our own code;
+METEOR and SPICE are the programs that it ships or downloads (java_metrics.py).
+Letters: N items, K numbers that a metric adds up over items.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-logger = logging.getLogger(__name__)
+import numpy as np
 
-METRICS = ("Bleu", "ROUGE_L", "CIDEr", "METEOR", "SPICE")
-_NEEDED_FILES = {
-    "METEOR": ("meteor/meteor-1.5.jar", "meteor/data/paraphrase-en.gz"),
-    "SPICE": ("spice/spice-1.0.jar", "spice/lib/stanford-corenlp-3.6.0.jar", "spice/lib/stanford-corenlp-3.6.0-models.jar"),
-}
-_HOW_TO_GET = {
-    "METEOR": "reinstall it with `pip install --force-reinstall pycocoevalcap`",
-    "SPICE": "fetch them once with `python -m pycocoevalcap.spice.get_stanford_models`",
-}
+from lavis.evaluation.java_metrics import NEEDED_FILES, java_score
+from lavis.evaluation.ngram_scores import NgramStatistics, bleu_of_sums, bleu_sums, ngram_statistics
+from lavis.evaluation.ngrams import Corpus, Floats, encode, split_at_any_space
+from lavis.evaluation.rouge import rouge_l
 
-
-class MetricUnavailable(RuntimeError):
-    """A metric cannot be computed on this machine; the message says what is missing or went wrong."""
+METRICS = ("Bleu", "ROUGE_L", "CIDEr", "CIDEr-D", "METEOR", "SPICE")
+EXTRA = ("CIDEr_plain",)  # computed where they are asked for by name
 
 
 class Score(NamedTuple):
-    """A corpus score per name ("Bleu_1", ...) and, per name, one score for each id in order."""
+    """One metric of one evaluation; Bleu has four names."""
 
     corpus: dict[str, float]
-    each: dict[str, list[float]]
+    each: dict[str, Floats]  # [N] per name
+    sums: Floats | None = None  # [N, K] what the corpus score is made of; None where it is made of something else
+    of_means: Callable[[Floats], Mapping[str, Floats]] | None = None  # means over items [..., K] -> corpus scores [...]
 
 
-def missing_parts(metric: str) -> str | None:
-    """What keeps METEOR or SPICE from running here and how to get it; None when nothing does."""
-    folder = _package_folder()
-    if metric not in _NEEDED_FILES:
-        return None
-    if shutil.which("java") is None:
-        return "java was not found on PATH; install a Java runtime, for instance with `apt-get install default-jre-headless`"
-    absent = [name for name in _NEEDED_FILES[metric] if not (folder / name).is_file()]
-    return f"{', '.join(absent)} not found in {folder}; {_HOW_TO_GET[metric]}" if absent else None
+class Scorer:
+    """The metrics of one set of tokenised captions; what several of them need is computed once."""
+
+    def __init__(
+        self, references: Mapping[Any, Sequence[str]], predictions: Mapping[Any, Sequence[str]], *, java_timeout: float = 1200.0
+    ) -> None:
+        """{id: [reference, ...]} and {id: [prediction]} with the same ids; Java programs get `java_timeout` seconds."""
+        self.references = [list(captions) for captions in references.values()]
+        self.predictions = [predictions[key][0] for key in references]
+        self.java_timeout = java_timeout
+
+    @functools.cached_property
+    def _corpus(self) -> Corpus:
+        return encode(self.references, self.predictions)
+
+    @functools.cached_property
+    def _words(self) -> Corpus:
+        return split_at_any_space(self._corpus)
+
+    @functools.cached_property
+    def _ngrams(self) -> NgramStatistics:
+        return ngram_statistics(self._words)
+
+    def score(self, metric: str) -> Score:
+        """MetricUnavailable says what METEOR or SPICE lacks, or why its program did not finish."""
+        if metric == "Bleu":
+            sums = bleu_sums(self._words, self._ngrams.correct)
+            of_means = functools.partial(_bleu_of_means, items=len(sums))
+            corpus = {name: float(value) for name, value in bleu_of_sums(sums.sum(axis=0)).items()}
+            return Score(corpus, dict(bleu_of_sums(sums)), sums, of_means)
+        if metric == "ROUGE_L":
+            return _mean(metric, rouge_l(self._corpus))
+        if metric in ("CIDEr", "CIDEr-D"):
+            return _mean(metric, self._ngrams.cider_d)
+        if metric == "CIDEr_plain":
+            return _mean(metric, self._ngrams.cider_plain)
+        if metric not in NEEDED_FILES:
+            raise ValueError(f"Unknown caption metric '{metric}'")
+        corpus_score, each = java_score(metric, self.references, self.predictions, timeout=self.java_timeout)
+        if metric == "SPICE":
+            return _mean(metric, np.asarray(each), corpus_score)
+        return Score({metric: corpus_score}, {metric: np.asarray(each)})  # METEOR's corpus score is no mean
 
 
-def score(metric: str, references: Mapping[Any, list[str]], predictions: Mapping[Any, list[str]]) -> Score:
-    """Score tokenised captions: {id: [reference, ...]} and {id: [prediction]} with the same ids in the same order.
-
-    MetricUnavailable says what METEOR or SPICE lacks, or why its program did not finish.
-    """
-    reason = missing_parts(metric)
-    if reason is not None:
-        raise MetricUnavailable(reason)
-    if metric == "Bleu":
-        from pycocoevalcap.bleu.bleu import Bleu
-
-        corpus, each = Bleu(4).compute_score(references, predictions, verbose=0)
-        names = [f"Bleu_{n}" for n in (1, 2, 3, 4)]
-        return Score(dict(zip(names, map(float, corpus), strict=True)), dict(zip(names, map(_floats, each), strict=True)))
-    if metric == "ROUGE_L":
-        from pycocoevalcap.rouge.rouge import Rouge
-
-        return _single(metric, *Rouge().compute_score(references, predictions))
-    if metric == "CIDEr":
-        return _cider(references, predictions)
-    try:
-        return _java_score(metric, references, predictions)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise MetricUnavailable(f"the {metric} program did not finish: {type(error).__name__}: {error}") from error
+def _bleu_of_means(means: Floats, *, items: int) -> Mapping[str, Floats]:
+    return bleu_of_sums(means * items)
 
 
-def _cider(references: Mapping[Any, list[str]], predictions: Mapping[Any, list[str]]) -> Score:
-    from pycocoevalcap.cider.cider import Cider
-
-    if not any(caption for captions in references.values() for caption in captions):
-        return _single("CIDEr", 0.0, [0.0] * len(references))  # the package fails without any word to count
-    return _single("CIDEr", *Cider().compute_score(references, predictions))
-
-
-def _java_score(metric: str, references: Mapping[Any, list[str]], predictions: Mapping[Any, list[str]]) -> Score:
-    if metric == "METEOR":
-        from pycocoevalcap.meteor.meteor import Meteor
-
-        logger.info("METEOR: starting Java; reading its paraphrases takes a while")
-        return _single(metric, *Meteor().compute_score(references, predictions))
-    from pycocoevalcap.spice.spice import Spice
-
-    # The program sorts by id and returns ids as text: numbers keep the order and bring the scores back to it.
-    order = {index: key for index, key in enumerate(references)}
-    corpus, each = Spice().compute_score(
-        {index: references[key] for index, key in order.items()},
-        {index: predictions[key] for index, key in order.items()},
-    )
-    return _single(metric, corpus, [scores["All"]["f"] for scores in each])
-
-
-def _package_folder() -> Path:
-    spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("caption metrics need pycocoevalcap; install it with `pip install pycocoevalcap`")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _single(name: str, corpus: Any, each: Sequence[Any]) -> Score:
-    return Score({name: float(corpus)}, {name: _floats(each)})
-
-
-def _floats(values: Sequence[Any]) -> list[float]:
-    return [float(value) for value in values]
+def _mean(name: str, each: Floats, corpus: float | None = None) -> Score:
+    """A metric whose corpus score is the mean over items."""
+    value = float(np.mean(each)) if corpus is None else corpus
+    return Score({name: value}, {name: each}, each[:, None], lambda means: {name: means[..., 0]})

@@ -9,8 +9,9 @@ How it works: at every position all rules are tried and the longest match wins, 
 rule's group 1 is the token; what it matches after the group is context: it counts as length and is read
 again. Characters that no rule knows (emoji, for one) are dropped, as there.
 
-One thing differs on purpose: a character that ends a line (CR, VT, FF, U+2028, U+2029) inside a caption is a
-space here. There it splits the caption in two, and every later caption is then given to the wrong image.
+Two things differ on purpose. A character that ends a line (CR, VT, FF, U+2028, U+2029) inside a caption is a
+space here; there it splits the caption in two, and every later caption is then given to the wrong image. And a
+tag ends with its caption here; there an open quote inside a tag, as in <a href="x, goes on into the next captions.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class _Rule(NamedTuple):
 
 def tokenize(caption: str) -> list[str]:
     """Caption -> lower-case tokens without punctuation. A token holds no plain space."""
-    tokens = _tokenize(caption, "\n")
+    tokens = _known_tokens(caption)
+    if tokens is None:
+        tokens = _by_rules(caption, "\n")
     return tokens.split(" ") if tokens else []
 
 
@@ -48,8 +51,16 @@ def tokenize_captions(captions: Mapping[Any, Sequence[str]]) -> dict[Any, list[s
     smiley that ends the last caption is not one. The order of the mapping therefore counts, as there.
     """
     lines = [caption for values in captions.values() for caption in values]
-    tokens = iter([_tokenize(line, _following(lines, index)) for index, line in enumerate(lines)])
-    return {key: [next(tokens) for _ in values] for key, values in captions.items()}
+    tokens = [_known_tokens(line) for line in lines]
+    found = iter([_by_rules(lines[i], _following(lines, i)) if line is None else line for i, line in enumerate(tokens)])
+    return {key: [next(found) for _ in values] for key, values in captions.items()}
+
+
+def forget() -> None:
+    """Empty what is remembered between captions, for measurements."""
+    _CHUNKS.clear()
+    _by_rules.cache_clear()
+    _alone.cache_clear()
 
 
 def _following(lines: Sequence[str], index: int) -> str:
@@ -66,34 +77,82 @@ def _one_line(caption: str) -> str:
     return re.sub("[\n\r\v\f\u2028\u2029]", " ", caption)
 
 
+def _known_tokens(caption: str) -> str | None:
+    """The tokens of a caption of plain chunks, joined by spaces; None where a rule might look further."""
+    tokens = [_CHUNKS[chunk] for chunk in caption.split(" ")]
+    return None if None in tokens else " ".join(filter(None, tokens))
+
+
 @functools.lru_cache(maxsize=1 << 17)
-def _tokenize(caption: str, following: str) -> str:
-    """One caption -> its tokens joined by spaces."""
-    words = _plain_words(caption)
-    if words is None:
-        line = " ".join(word.lower() for word in _lex(_one_line(caption), following))
-        words = line.rstrip().split(" ")  # an address may end with a wide space
-    return " ".join(word for word in words if word not in PUNCTUATION)
+def _by_rules(caption: str, following: str) -> str:
+    """One caption -> its tokens joined by spaces; what stands between two spaces is looked up where that is safe."""
+    text = _one_line(caption)
+    end = len(text)
+    text += following
+    position, words = 0, []
+    while position < end:
+        if position == 0 or text[position - 1] == " ":
+            stop = text.find(" ", position, end)
+            stop = end if stop < 0 else stop
+            chunk, known = text[position:stop], _CHUNKS[text[position:stop]]
+            last, before_letter = stop == end, text[stop + 1 : stop + 2].isalpha()
+            if known is None and (before_letter or (last and following == "\n")) and not _LOOKS_FURTHER.search(chunk):
+                known = _alone(chunk, "\n" if last else " x")
+            # after a stop another one may follow: ". . ." is one token
+            if known is not None and (last or before_letter or not chunk.endswith(".")):
+                words.append(known)
+                position = stop + 1
+                continue
+        token, position = _next_token(text, position)
+        words.append(token.lower())
+    line = " ".join(word for word in words if word)
+    return " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)  # an address may end with a wide space
 
 
-def _plain_words(caption: str) -> list[str] | None:
-    """Words of a caption of plain words, commas and full stops; None where another rule might apply."""
-    words = []
-    for chunk in caption.split(" "):
-        match = _PLAIN.fullmatch(chunk)
-        if match is None:
+@functools.lru_cache(maxsize=1 << 17)
+def _alone(chunk: str, following: str) -> str:
+    """The tokens of a chunk, punctuation too: the same in any caption in which a letter or the end of the line follows.
+
+    What looks beyond the next space looks for a digit ("555 1234", "no. 5") or a stop; but for _LOOKS_FURTHER.
+    """
+    return " ".join(_lex(chunk, following)).lower()
+
+
+class _Chunks(dict[str, "str | None"]):
+    """What stands between two spaces -> its tokens joined by spaces, of plain chunks; None of others.
+
+    Plain are words, also with hyphens and apostrophes inside, with quotes around them, a comma or a full stop after
+    them. No rule that begins in such a chunk looks beyond the next space, but after an abbreviation or one letter
+    with a full stop.
+    """
+
+    _word = re.compile("([A-Za-z]*)([.,]?)")
+    _joined = re.compile("([A-Za-z]+(?:-[A-Za-z]+)*)('s)?,?")
+    _plain = re.compile('"?(?:[A-Za-z]+(?:[\'-][A-Za-z]+)*)?"?,?"?')
+
+    def __missing__(self, chunk: str) -> str | None:
+        if len(self) >= 1 << 18:
+            self.clear()
+        self[chunk] = tokens = self._tokens(chunk)
+        return tokens
+
+    def _tokens(self, chunk: str) -> str | None:
+        word = self._word.fullmatch(chunk)
+        if word is not None and word[1].lower() not in _SPLIT_WORDS:
+            keeps_stop = word[2] == "." and (word[1].lower() in _ABBREVIATIONS or len(word[1]) == 1)
+            return None if keeps_stop else word[1].lower()
+        joined = None if word is not None else self._joined.fullmatch(chunk)
+        if joined is not None:
+            return f"{joined[1].lower()} 's" if joined[2] else joined[1].lower()
+        if self._plain.fullmatch(chunk) is None:
             return None
-        word = match[1].lower()
-        if word in _SPLIT_WORDS or (match[2] == "." and (word in _ABBREVIATIONS or len(word) == 1)):
-            return None
-        if word:
-            words.append(word)
-    return words
+        return " ".join(token.lower() for token in _lex(chunk, " ") if token not in PUNCTUATION)
 
 
-_OPEN_END = re.compile(r"[A-Za-z]\.\s*\Z")
-_PLAIN = re.compile("([A-Za-z]*)([.,]?)")
+_CHUNKS = _Chunks()
 _SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "gimme", "lemme", "wanna"])
+_OPEN_END = re.compile(r"[A-Za-z]\.\s*\Z")
+_LOOKS_FURTHER = re.compile(r"<|[A-Za-z]\.\s*\Z")  # for the end of a tag, for "The" after "vitamin c."
 _ABBREVIATIONS = frozenset(
     word.lower()
     for words in (
@@ -113,18 +172,21 @@ def _lex(text: str, following: str = "\n") -> Iterable[str]:
     text += following
     position = 0
     while position < end:
-        best, best_end, best_rule = None, position, None
-        for rule in _candidates(text[position]):
-            match = rule.pattern.match(text, position)
-            if match is not None and match.end() > best_end:
-                best, best_end, best_rule = match, match.end(), rule
-        if best is None or best_rule is None:
-            position += 1
-            continue
-        position = best.end(1)
-        token = best[1] if best_rule.rewrite is None else best_rule.rewrite(best[1])
+        token, position = _next_token(text, position)
         if token:
             yield token
+
+
+def _next_token(text: str, position: int) -> tuple[str, int]:
+    """The token at a position, "" for none, and where the next one may begin."""
+    best, best_end, best_rule = None, position, None
+    for rule in _candidates(text[position]):
+        match = rule.pattern.match(text, position)
+        if match is not None and match.end() > best_end:
+            best, best_end, best_rule = match, match.end(), rule
+    if best is None or best_rule is None:
+        return "", position + 1
+    return best[1] if best_rule.rewrite is None else best_rule.rewrite(best[1]), best.end(1)
 
 
 @functools.lru_cache(maxsize=4096)

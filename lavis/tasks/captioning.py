@@ -14,10 +14,23 @@ from lavis.common import dist_utils
 from lavis.common.errors import ConfigError, listed, unknown
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
-from lavis.evaluation.caption import METRICS, build_ground_truth, caption_metrics
+from lavis.evaluation.caption import EXTRA, METRICS, build_ground_truth, metric_versions, score_captions
+from lavis.evaluation.java_metrics import package_version
+from lavis.evaluation.score_file import write_scores
 from lavis.tasks.base_task import BaseTask, Row, batch_length, count_samples, gather_rows, save_result
 
 logger = logging.getLogger(__name__)
+
+# generate's keyword -> the key of `run` that holds it
+DECODING = {
+    "num_beams": "num_beams",
+    "max_length": "max_len",
+    "min_length": "min_len",
+    "top_p": "top_p",
+    "repetition_penalty": "repetition_penalty",
+    "length_penalty": "length_penalty",
+    "temperature": "temperature",
+}
 
 
 @registry.register_task("captioning")
@@ -31,26 +44,24 @@ class CaptionTask(BaseTask):
     def __init__(self, run_cfg: DictConfig) -> None:
         super().__init__(run_cfg)
         for name in run_cfg.caption_metrics:
-            if name not in METRICS:
-                raise ConfigError(unknown("run.caption_metrics", name, METRICS))
+            if name not in (*METRICS, *EXTRA):
+                raise ConfigError(unknown("run.caption_metrics", name, (*METRICS, *EXTRA)))
+        if run_cfg.bootstrap_resamples < 0:
+            raise ConfigError(
+                f"run.bootstrap_resamples is {run_cfg.bootstrap_resamples}; accepted: 1 or more, 0 for no intervals"
+            )
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What captions are generated with: generate's keywords."""
+        return {"use_nucleus_sampling": False} | {name: self.run_cfg[key] for name, key in DECODING.items()}
 
     @torch.no_grad()
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Row]:
         """A row {"caption", "image_id", "readable"} per sample; one that could not be read is captioned by
         ""."""
-        run = self.run_cfg
-        prompt = {} if run.prompt is None else {"prompt": run.prompt}
-        captions = model.generate(
-            {**samples, **prompt},
-            use_nucleus_sampling=False,
-            num_beams=run.num_beams,
-            max_length=run.max_len,
-            min_length=run.min_len,
-            top_p=run.top_p,
-            repetition_penalty=run.repetition_penalty,
-            length_penalty=run.length_penalty,
-            temperature=run.temperature,
-        )
+        prompt = {} if self.run_cfg.prompt is None else {"prompt": self.run_cfg.prompt}
+        captions = model.generate({**samples, **prompt}, **self.decoding)
         readable = samples.get("readable") or [True] * batch_length(samples)
         return [
             {"caption": caption if good else "", "image_id": image_id, "readable": bool(good)}
@@ -60,20 +71,50 @@ class CaptionTask(BaseTask):
     def after_evaluation(
         self, rows: list[Row], *, split_name: str, epoch: int | str, result_dir: Path, dataset: Any
     ) -> dict[str, Any]:
-        """Writes ``<split>_epoch<e>.json`` and scores it; counts samples, and those that could not be
-        read."""
-        rows = gather_rows(rows, unique="image_id")
+        """Writes ``<split>_epoch<e>.json`` and scores it; counts samples, and those that could not be read.
+
+        With scores, ``<split>_epoch<e>_scores.json`` holds what they were made of. Of rows with one id, as a dataset gives
+        that lists an image twice, the first is kept; the others are counted as num_duplicates where there are any.
+        """
+        gathered = gather_rows(rows)
+        first: dict[Any, Row] = {}
+        for row in gathered:
+            first.setdefault(row["image_id"], row)
+        rows = list(first.values())
         kept = [{"caption": row["caption"], "image_id": row["image_id"]} for row in rows]
         path = save_result(kept, result_dir=result_dir, name=f"{split_name}_epoch{epoch}")
         counts = count_samples(rows, path=path, unreadable="score as empty")
+        if len(gathered) > len(rows):
+            counts["num_duplicates"] = len(gathered) - len(rows)
+            logger.warning("%s: %d rows repeat an image_id; the first of each is scored", path, counts["num_duplicates"])
         if not self.run_cfg.report_metric:
             return {**counts, "agg_metrics": 0.0}
         metrics: dict[str, Any] = {}
         if dist_utils.is_main_process():
             truth = self.ground_truth(dataset, result_dir=result_dir, split_name=split_name)
-            metrics = caption_metrics(truth, kept, metrics=tuple(self.run_cfg.caption_metrics))
+            metrics = self.score(truth, kept, path=path, dataset=getattr(dataset, "name", ""))
             metrics.setdefault("agg_metrics", sum(metrics.get(name, 0.0) for name in ("CIDEr", "Bleu_4")))
         return {**dist_utils.broadcast_object(metrics), **counts}
+
+    def score(self, truth: Path, results: list[Row], *, path: Path, dataset: str) -> dict[str, Any]:
+        """Metrics of result rows; beside their file `path` what the metrics were made of."""
+        run = self.run_cfg
+        names = tuple(run.caption_metrics)
+        scores = score_captions(
+            truth,
+            results,
+            metrics=names,
+            resamples=run.bootstrap_resamples,
+            seed=int(run.seed),
+            java_timeout=60.0 * run.metric_timeout_minutes,
+        )
+        settings = {"results": path.name, "dataset": dataset, "decoding": self.decoding, "prompt": run.prompt}
+        computed = set(names) - set(scores.metrics.get("unavailable", ()))
+        versions = metric_versions(computed) | {name: package_version(name) for name in ("torch", "transformers")}
+        beside = path.with_name(f"{path.stem}_scores.json")
+        write_scores(scores, beside, ground_truth=truth, settings=settings, versions=versions)
+        logger.info("scores of each id, tokens, versions and settings: %s", beside)
+        return dict(scores.metrics)
 
     def ground_truth(self, dataset: Any, *, result_dir: Path, split_name: str) -> Path:
         """``run.annotation_file`` (a path, or one per dataset name), made from the dataset's annotation where

@@ -50,17 +50,62 @@ def test_tokens_are_lower_case_without_punctuation() -> None:
         assert all(token == token.lower() and token and " " not in token for token in tokens)
 
 
+WORDS = ["a", "A", "dog", "The", "I", "cannot", "ground", "no", "mr", "mass", "etc", "gonna", "x", "Ill", "end"]
+MARKED = [
+    "it's",
+    '"red"',
+    "t-shirt",
+    "l'art",
+    "don't",
+    "rock",
+    "'n'",
+    "y'all",
+    "e-mail.",
+    "girls'",
+    "x-'y",
+    "n't",
+    "-",
+    "...",
+    ".",
+]
+MARKED += [
+    "2",
+    "3",
+    "1/2",
+    "555",
+    "1234",
+    ".5",
+    ".com",
+    "u.s.",
+    ":)",
+    "(x)",
+    "<b",
+    "x>",
+    "y='a",
+    "b'>",
+    '<a href="q',
+    'q">',
+    "\u00e9",
+]
+
+
 def test_the_short_way_agrees_with_the_rules() -> None:
-    """Plain captions skip the rules; the rules would give the same."""
+    """Plain words are looked up one by one; the rules, on the whole line, would give the same."""
     rng = random.Random(0)
-    vocabulary = ["a", "A", "dog", "The", "I", "cannot", "ground", "no", "mr", "mass", "etc", "gonna", "x", "Ill", "end"]
-    for _ in range(2000):
-        words = [rng.choice(vocabulary) + rng.choice(["", "", "", ".", ","]) for _ in range(rng.randint(0, 6))]
-        caption = rng.choice([" ", " ", "  "]).join(words)
-        plain = tokenizer._plain_words(caption)
-        if plain is not None:
-            by_rules = [token.lower() for token in tokenizer._lex(caption) if token not in PUNCTUATION]
-            assert plain == by_rules, caption
+    mixed = [*WORDS, *MARKED, *(piece for pieces in PIECES.values() for piece in pieces)]
+    captions = []
+    for index in range(6000):
+        chosen = rng.choices(mixed if index % 2 else WORDS, k=rng.randint(0, 6))
+        words = [word + rng.choice(["", "", "", ".", ","]) for word in chosen]
+        captions.append(rng.choice([" ", " ", "  "]).join(words))
+    found = tokenize_captions({index: [caption] for index, caption in enumerate(captions)})
+    looked_up = 0
+    for index, caption in enumerate(captions):
+        line = " ".join(tokenizer._lex(tokenizer._one_line(caption), tokenizer._following(captions, index))).lower()
+        by_rules = [token for token in line.rstrip().split(" ") if token not in PUNCTUATION]
+        assert found[index] == [" ".join(by_rules)], caption
+        looked_up += tokenizer._known_tokens(caption) is not None
+    assert 1000 < looked_up < 5000
 
 
 def test_one_caption_is_one_line() -> None:

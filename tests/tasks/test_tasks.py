@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from lavis.common.config import ConfigError
 from lavis.common.registry import registry
+from lavis.evaluation.caption import CaptionScores
 from lavis.tasks import captioning, setup_task
 from lavis.tasks.base_task import batch_length, gather_rows
 from tests.runners.fakes import FakeDataset, FakeModel, config
@@ -21,15 +23,15 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Metrics that remember what they were asked for."""
     asked: dict[str, Any] = {}
 
-    def caption_metrics(truth: Path, results: list[dict[str, Any]], *, metrics: tuple[str, ...]) -> dict[str, float]:
-        asked.update(truth=Path(truth), results=results, metrics=metrics)
-        return {"CIDEr": 1.0, "Bleu_4": 0.5, "agg_metrics": 1.5}
+    def score_captions(truth: Path, results: list[dict[str, Any]], **options: Any) -> CaptionScores:
+        asked.update(truth=Path(truth), results=results, **options)
+        return CaptionScores({"CIDEr": 1.0, "Bleu_4": 0.5, "agg_metrics": 1.5}, {}, {}, [], {}, {})
 
     def build_ground_truth(rows: list[tuple[int, str]], path: Path) -> None:
         asked["built"] = rows
         Path(path).write_text("{}")
 
-    monkeypatch.setattr(captioning, "caption_metrics", caption_metrics)
+    monkeypatch.setattr(captioning, "score_captions", score_captions)
     monkeypatch.setattr(captioning, "build_ground_truth", build_ground_truth)
     return asked
 
@@ -61,7 +63,9 @@ def test_captions_are_deduplicated_saved_and_scored(tmp_path: Path, scored: dict
     assert scored["results"] == saved and scored["metrics"] == ("Bleu",)
     assert scored["built"] == dataset.references()
     assert scored["truth"] == tmp_path / "result" / "test_ground_truth.json"
-    assert metrics == {"CIDEr": 1.0, "Bleu_4": 0.5, "agg_metrics": 1.5, "num_samples": 4, "num_unreadable": 1}
+    counts = {"num_samples": 4, "num_unreadable": 1, "num_duplicates": 2}
+    assert metrics == {"CIDEr": 1.0, "Bleu_4": 0.5, "agg_metrics": 1.5, **counts}
+    assert (scored["resamples"], scored["seed"], scored["java_timeout"]) == (1000, 42, 840.0)
 
 
 def test_ground_truth_is_the_users_file_where_it_exists(tmp_path: Path, scored: dict[str, Any]) -> None:
@@ -88,10 +92,38 @@ def test_real_metrics(tmp_path: Path) -> None:
     metrics = task.after_evaluation(rows, split_name="test", epoch=0, result_dir=tmp_path, dataset=dataset)
     assert metrics["agg_metrics"] == pytest.approx(metrics["CIDEr"] + metrics["Bleu_4"])
     assert 0 < metrics["Bleu_1"] <= 1 and metrics["num_unreadable"] == 1
+    low, high = metrics["Bleu_1_ci95"]
+    assert low < metrics["Bleu_1"] < high and "agg_metrics_ci95" not in metrics
     task = setup_task(config(tmp_path / "out", task="captioning", caption_metrics="[Bleu]"))
     assert "agg_metrics" in task.after_evaluation(rows, split_name="b", epoch=0, result_dir=tmp_path, dataset=dataset)
     with pytest.raises(ConfigError, match="Unknown run.caption_metrics 'Blue'. Did you mean 'Bleu'"):
         setup_task(config(tmp_path / "out", task="captioning", caption_metrics="[Blue]"))
+
+
+def test_what_the_numbers_were_made_of_is_kept(tmp_path: Path) -> None:
+    options = dict(caption_metrics="[Bleu, CIDEr]", num_beams=2, prompt="a photo of", bootstrap_resamples=20)
+    task = setup_task(config(tmp_path / "out", task="captioning", **options))
+    dataset = FakeDataset("fake", "test", modality="image", size=3)
+    rows = caption_rows(task, dataset)
+    metrics = task.after_evaluation(rows, split_name="test", epoch=2, result_dir=tmp_path, dataset=dataset)
+    kept = json.loads((tmp_path / "test_epoch2_scores.json").read_text())
+    assert kept["metrics"] == {key: value for key, value in metrics.items() if key not in ("num_samples", "num_unreadable")}
+    settings = kept["settings"]
+    assert (settings["results"], settings["dataset"], settings["prompt"]) == ("test_epoch2.json", "fake", "a photo of")
+    asked = {name: value for name, value in task.model.asked.items() if name in settings["decoding"]}
+    assert settings["decoding"] == asked and asked["num_beams"] == 2 and asked["use_nucleus_sampling"] is False
+    assert {"lavis", "numpy", "torch", "transformers", "tokens"} <= set(kept["versions"])
+    truth = tmp_path / "test_ground_truth.json"
+    assert kept["ground_truth"] == {"path": str(truth), "sha256": hashlib.sha256(truth.read_bytes()).hexdigest()}
+    assert (kept["bootstrap"]["resamples"], kept["bootstrap"]["seed"]) == (20, 42)
+    samples = kept["samples"]
+    assert [row["caption"] for row in samples] == [row["caption"] for row in rows]
+    assert samples[0]["references"] == ["thing 1"] and set(samples[0]["scores"]) >= {"Bleu_4", "CIDEr"}
+    off = setup_task(config(tmp_path / "out", task="captioning", caption_metrics="[Bleu]", bootstrap_resamples=0))
+    plain = off.after_evaluation(rows, split_name="off", epoch=0, result_dir=tmp_path, dataset=dataset)
+    assert not any(name.endswith("_ci95") for name in plain)
+    with pytest.raises(ConfigError, match="run.bootstrap_resamples is -1; accepted: 1 or more, 0 for no intervals"):
+        setup_task(config(tmp_path / "out", task="captioning", bootstrap_resamples=-1))
 
 
 def test_captions_alone(tmp_path: Path) -> None:
