@@ -26,6 +26,7 @@ from lavis.common.checkpoint import load_weights
 from lavis.common.errors import ConfigError
 from lavis.models.losses import TokenLoss
 from lavis.models.modality_lora import CheckpointContexts
+from lavis.models.recompute import recompute_layers
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class LanguageModel(nn.Module, ABC):
 
     def enable_checkpointing(self, context_fn: CheckpointContexts) -> None:
         """Recompute activations in backward, under the adapters of the forward pass."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": context_fn})
+        recompute_layers(self.model, context_fn)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [B, L] -> input embeddings [B, L, H]."""
