@@ -50,7 +50,7 @@ def check_run(run_cfg: Any) -> None:
     if skipped is not None and (not isinstance(skipped, int) or skipped < 0):
         raise ConfigError(f"run.max_skipped_steps must be a whole number of at least 0, or null for no limit, not {skipped!r}")
     if run_cfg.shard != "none" and run_cfg.inference_method == "rank":
-        raise ConfigError(f"run.inference_method is rank, which a sharded model cannot do (run.shard is {run_cfg.shard}); accepted: generate")
+        raise ConfigError(f"run.inference_method is rank, which no model in shards can do (run.shard is {run_cfg.shard})")
     SaveFreq.parse(run_cfg.save_freq)
     if hasattr(runner, "check_run"):
         runner.check_run(run_cfg)
