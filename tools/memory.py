@@ -24,7 +24,6 @@ from lavis.common.config import Config, ConfigError
 from lavis.common.registry import registry
 from lavis.models.dry_run import build_on_meta, dry_run, generation_bytes
 from lavis.models.public_sizes import BERT, LLMS, bert_stand_in, llm_stand_in, sizes_of
-from lavis.runners.checks import check_run
 from lavis.runners.memory import Account, account, table
 from lavis.runners.step import AMP_DTYPES
 
@@ -66,15 +65,14 @@ def batch_sizes(cfg: Config) -> dict[str, int]:
 def count(cfg: Config, *, world_size: int, device: str) -> Account:
     """The account of a run, training or evaluation as the configuration says."""
     model, notes = build(cfg, device)
-    run, on_gpu = cfg.run_cfg, device == "cuda"
-    shared: dict[str, Any] = {"world_size": world_size, "shard": run.shard, "on_gpu": on_gpu}
+    run, shared = cfg.run_cfg, {"world_size": world_size, "shard": cfg.run_cfg.shard}
     if run.evaluate:
         found = account(model, learning={}, **shared)
         rows = int(run.batch_size_eval)
         found.activations = generation_bytes(model, rows=rows, beams=int(run.num_beams), length=int(run.max_len))
         notes.append(f"activations: caches and scores of {run.num_beams} beams for {rows} rows")
     else:
-        dtype = AMP_DTYPES[run.amp_dtype or "bf16"] if run.amp and (on_gpu or run.amp_dtype) else torch.float32
+        dtype = AMP_DTYPES[run.amp_dtype or "bf16"] if run.amp and (device == "cuda" or run.amp_dtype) else torch.float32
         steps = [dry_run(model, modality, rows=rows, dtype=dtype) for modality, rows in batch_sizes(cfg).items()]
         learning = {step.modality: step.with_gradient for step in steps}
         found = account(model, learning=learning, accumulate=int(run.accum_grad_iters) > 1, **shared)
@@ -90,7 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     try:
         cfg = Config.from_file(given.cfg_path, options=given.options)
-        check_run(cfg.run_cfg)
         found = count(cfg, world_size=given.world_size, device=given.device)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,12 +5,11 @@
     AdamW's moments     two float32 numbers for each trained weight that ever gets a gradient
     gradients           float32, of the task that has the most; of all tasks together where batches are accumulated
     all-reduce          the gradients once more, in one flat tensor (dist_utils.average_gradients), where W > 1
-    update              one number for each weight that is updated (AdamW takes all square roots at once on a GPU)
     gathered layers     3 times the largest sharded layer: the one that runs, the one gathered ahead, and the buffer between
     activations         what autograd keeps of one batch, of the task that keeps the most (models/dry_run.py)
 
 Activations are gone when gradients are averaged and weights updated, so the most held at once is that of the larger of two
-phases: a pass (all but all-reduce and update) or an update (all but gathered layers and activations). Not in the sum: the
+phases: a pass (all but all-reduce) or an update (all but gathered layers and activations). Not in the sum: the
 allocator's gaps, what lives within one operation, and what CUDA and NCCL take for themselves (RESERVE).
 
 W: number of processes.
@@ -20,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
@@ -30,6 +28,7 @@ GIB = 2**30
 CARDS = (24, 40, 80)  # GiB
 RESERVE = 2 * GIB
 GATHERED = 3  # layers
+SMALL = 2**24  # bytes
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Account:
     moments: int = 0
     gradients: int = 0
     bucket: int = 0
-    update: int = 0
     gathered: int = 0
     activations: int = 0
     notes: list[str] = field(default_factory=list)
@@ -77,7 +75,7 @@ class Account:
 
     @property
     def in_update(self) -> int:
-        return self.always + self.gradients + max(self.bucket, self.update)
+        return self.always + self.gradients + self.bucket
 
     @property
     def most(self) -> int:
@@ -102,7 +100,6 @@ def account(
     shard: str,
     learning: Mapping[str, Iterable[str]] | None = None,
     accumulate: bool = False,
-    on_gpu: bool = True,
 ) -> Account:
     """What a process holds of a model that is whole so far (its numbers may be on the meta device).
 
@@ -124,7 +121,6 @@ def account(
         moments=2 * sum(sizes[name] for name in together),
         gradients=gradients,
         bucket=gradients if world_size > 1 else 0,
-        update=gradients if on_gpu else 0,
         gathered=GATHERED * max((sum(param.nbytes for param in layer) for layer in layers), default=0),
     )
 
@@ -147,28 +143,36 @@ def _weights(model: nn.Module, in_layers: set[nn.Parameter], world_size: int) ->
 
 
 def table(found: Account, *, world_size: int) -> str:
-    """The account as text, in GiB, and which cards it fits."""
-    lines = [f"{'':<34}{'type':<10}{'numbers':>12}{'whole':>10}{'one process':>13}"]
-    for row in sorted(found.weights, key=lambda row: (row.trained, -row.whole)):
-        what = f"{row.part}, {'trained' if row.trained else 'frozen'}" + (f", in {world_size} shards" if row.sharded else "")
-        lines.append(f"{what:<34}{row.dtype:<10}{_count(row.numbers):>12}{row.whole / GIB:>10.2f}{row.held / GIB:>13.2f}")
-    rest: dict[str, Any] = {
+    """The account as text, in GiB, and which cards it fits. Weights of less than SMALL are shown together."""
+    rows = sorted(found.weights, key=lambda row: (row.trained, -row.whole))
+    lines = [f"{'':<36}{'type':<10}{'numbers':>12}{'whole':>10}{'one process':>13}"]
+    for row in (row for row in rows if row.whole >= SMALL):
+        what = f"{row.part}, {_kind(row.trained)}" + (f", in {world_size} shards" if row.sharded else "")
+        lines.append(f"{what:<36}{row.dtype:<10}{_count(row.numbers):>12}{row.whole / GIB:>10.2f}{row.held / GIB:>13.2f}")
+    for trained in (False, True):
+        small = [row for row in rows if row.whole < SMALL and row.trained == trained]
+        whole, held = sum(row.whole for row in small), sum(row.held for row in small)
+        numbers = _count(sum(row.numbers for row in small))
+        lines.append(f"{'smaller ones, ' + _kind(trained):<46}{numbers:>12}{whole / GIB:>10.2f}{held / GIB:>13.2f}")
+    rest = {
         "buffers": found.buffers,
         "AdamW's moments": found.moments,
         "gradients": found.gradients,
         "all-reduce of gradients": found.bucket,
-        "update": found.update,
         "gathered layers": found.gathered,
         "activations": found.activations,
-        "most, in a pass": found.in_pass,
-        "most, in an update": found.in_update,
+        "most in a pass": found.in_pass,
+        "most in an update": found.in_update if found.gradients else 0,
     }
-    lines += [f"{what:<66}{held / GIB:>13.2f}" for what, held in rest.items() if held]
+    lines += [f"{what:<68}{held / GIB:>13.2f}" for what, held in rest.items() if held]
     needed = found.most + RESERVE
-    lines.append("")
-    lines.append(f"{needed / GIB:.1f} GiB with {RESERVE // GIB} GiB for CUDA and NCCL: " + ", ".join(_fits(needed)))
+    lines += ["", f"{needed / GIB:.1f} GiB with {RESERVE // GIB} GiB for CUDA and NCCL: " + ", ".join(_fits(needed))]
     lines.append(f"main memory while the model is built: {found.while_building / GIB:.1f} GiB for each process of a node")
     return "\n".join(lines + found.notes)
+
+
+def _kind(trained: bool) -> str:
+    return "trained" if trained else "frozen"
 
 
 def _count(numbers: int) -> str:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
 from lavis.common import dist_utils
-from lavis.common.errors import ConfigError
+from lavis.common.errors import ConfigError, unknown
 from lavis.common.stacks import Stack, layer_stacks
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,10 @@ def frozen_parameters(module: nn.Module) -> list[nn.Parameter]:
 def stacks_to_shard(model: nn.Module, shard: str) -> list[Stack]:
     """The stacks of layers that `run.shard` means: of the part `llm`, or of all parts; those that hold frozen weights.
 
-    ConfigError where it means none.
+    ConfigError where it means none, or is unknown.
     """
+    if shard not in SHARDS:
+        raise ConfigError(unknown("run.shard", shard, SHARDS))
     if shard == "none":
         return []
     parts = [(name, part) for name, part in model.named_children() if shard == "all" or name == "llm"]
@@ -81,6 +84,8 @@ def shard_layers(stacks: list[Stack], *, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # A Q-Former's layer returns views (its keys and values); nothing here writes into them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     world = dist_utils.get_world_size()
     mesh = init_device_mesh(device.type, (world,))
     for stack in stacks:
