@@ -13,17 +13,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import tempfile
-from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from lavis.common.config import Config, ConfigError
 from lavis.common.registry import registry
 from lavis.models.dry_run import build_on_meta, dry_run, generation_bytes
-from lavis.models.public_sizes import BERT, LLMS, bert_stand_in, llm_stand_in, sizes_of
 from lavis.runners.memory import Account, account, table
 from lavis.runners.step import AMP_DTYPES
 
@@ -40,20 +35,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return given
 
 
-def build(cfg: Config, device: str) -> tuple[Any, list[str]]:
-    """The model on the meta device, and where the sizes of its Hugging Face parts are from."""
-    model_cfg, notes = OmegaConf.create(OmegaConf.to_container(cfg.model_cfg, resolve=True)), []
-    assert OmegaConf.is_dict(model_cfg)
-    with tempfile.TemporaryDirectory() as folder:
-        for key in ("opt_model", "t5_model", "bert_path"):
-            if model_cfg.get(key):
-                config, source = sizes_of(model_cfg[key], {"bert-base-uncased": BERT} if key == "bert_path" else LLMS)
-                stand_in = bert_stand_in if key == "bert_path" else llm_stand_in
-                model_cfg[key] = stand_in(Path(folder) / key, config)
-                notes.append(f"model.{key}: {source}")
-        return build_on_meta(model_cfg, device=device), notes
-
-
 def batch_sizes(cfg: Config) -> dict[str, int]:
     """Rows of a training batch of one process, for the modality of each dataset."""
     runner = object.__new__(registry.get_runner_class(cfg.run_cfg.runner))
@@ -64,7 +45,7 @@ def batch_sizes(cfg: Config) -> dict[str, int]:
 
 def count(cfg: Config, *, world_size: int, device: str) -> Account:
     """The account of a run, training or evaluation as the configuration says."""
-    model, notes = build(cfg, device)
+    model, notes = build_on_meta(cfg.model_cfg, device=device)
     run, shared = cfg.run_cfg, {"world_size": world_size, "shard": cfg.run_cfg.shard}
     if run.evaluate:
         found = account(model, learning={}, **shared)

@@ -7,8 +7,10 @@ seen, texts are as long as max_txt_len allows, and every row has an input of its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +18,10 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from lavis.common.precision import building_for
 from lavis.common.registry import registry
-from lavis.common.stacks import layer_stacks
-from lavis.models.recompute import is_recomputed
+from lavis.models.public_sizes import BERT, LLMS, bert_stand_in, llm_stand_in, sizes_of
 
 POINTS = 8192  # of a cloud; groups are what counts behind the sampling
 # what autocast computes in low precision, and what in float32 (torch.amp, "CUDA Op-Specific Behavior")
@@ -42,28 +42,34 @@ class DryRun:
     with_gradient: frozenset[str]
 
 
-def build_on_meta(cfg: DictConfig, *, device: str) -> Any:
-    """The model of a full config at its real size, without numbers and without reading weights; `device`: where it would run."""
-    without = {key: None for key in ("pretrained", "finetuned", "blip2_pretrain") if key in cfg}
-    flags = {f"load_{key}": False for key in without} | {"allow_random_init": True}
+def build_on_meta(cfg: DictConfig, *, device: str) -> tuple[Any, list[str]]:
+    """The model of a full config at its real size, without numbers and without reading weights, and where the sizes of its
+    Hugging Face parts are from; `device`: where it would run. ConfigError where a size is not known."""
+    unread = {key: None for key in ("pretrained", "finetuned", "blip2_pretrain") if key in cfg}
+    flags = {f"load_{key}": False for key in unread} | {"allow_random_init": True}
     flags |= {"regions_from_image": False} if "regions_from_image" in cfg else {}
     files = {part: {"pretrained": None} for part in ("vit", "pointbert") if cfg.get(part) is not None}
-    bare = OmegaConf.merge(cfg, without, flags, files)
-    with torch.device("meta"), building_for(device):
-        return registry.get_model_class(bare.arch).from_config(bare)
+    notes = []
+    with tempfile.TemporaryDirectory() as folder:
+        bare: Any = OmegaConf.merge(OmegaConf.to_container(cfg, resolve=True), unread, flags, files)
+        for key in ("opt_model", "t5_model", "bert_path"):
+            if bare.get(key):
+                sizes, source = sizes_of(bare[key], {"bert-base-uncased": BERT} if key == "bert_path" else LLMS)
+                stand_in = bert_stand_in if key == "bert_path" else llm_stand_in
+                bare[key] = stand_in(Path(folder) / key, sizes)
+                notes.append(f"model.{key}: {source}")
+        with torch.device("meta"), building_for(device):
+            return registry.get_model_class(bare.arch).from_config(bare), notes
 
 
 def dry_run(model: Any, modality: str, *, rows: int, dtype: torch.dtype = torch.float32) -> DryRun:
     """Forward and backward of a batch of `rows` through a model on the meta device, in train mode; `dtype`: autocast's."""
     model.train()
     kept = _Kept(model)
-    hooks = [layer.register_forward_pre_hook(kept.inputs, with_kwargs=True) for layer in _recomputed(model)]
     with torch.device("meta"), _Pretend(dtype):
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
             loss = model(example_batch(model, modality, rows)).loss
         total = kept.total
-        for hook in hooks:
-            hook.remove()
         loss.backward()
     found = frozenset(name for name, param in model.named_parameters() if param.grad is not None)
     model.zero_grad()
@@ -99,10 +105,6 @@ def generation_bytes(model: Any, *, rows: int, beams: int, length: int) -> int:
     return rows * beams * (caches + 3 * 4 * config.vocab_size)
 
 
-def _recomputed(model: nn.Module) -> list[nn.Module]:
-    return [layer for stack in layer_stacks(model) for layer in stack.layers if is_recomputed(layer)]
-
-
 class _Kept:
     """Storages that autograd keeps, each once, those of parameters left out."""
 
@@ -119,13 +121,6 @@ class _Kept:
         if storage._cdata not in self._own:
             self._held[storage._cdata] = storage
         return tensor
-
-    def inputs(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A recomputed layer keeps what it is called with."""
-        if torch.is_grad_enabled():
-            for value in tree_leaves((args, kwargs)):
-                if isinstance(value, Tensor):
-                    self.pack(value)
 
 
 class _Pretend(TorchFunctionMode):

@@ -26,10 +26,6 @@ def recompute_layers(module: nn.Module, context_fn: CheckpointContexts = noop_co
             layer.forward = partial(_run, layer.forward, context_fn)
 
 
-def is_recomputed(layer: nn.Module) -> bool:
-    return isinstance(layer.forward, partial) and layer.forward.func is _run
-
-
 def _run(forward: Callable[..., Any], context_fn: CheckpointContexts, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
