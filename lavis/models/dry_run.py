@@ -65,15 +65,15 @@ def build_on_meta(cfg: DictConfig, *, device: str) -> tuple[Any, list[str]]:
 def dry_run(model: Any, modality: str, *, rows: int, dtype: torch.dtype = torch.float32) -> DryRun:
     """Forward and backward of a batch of `rows` through a model on the meta device, in train mode; `dtype`: autocast's."""
     model.train()
-    kept = _Kept(model)
-    with torch.device("meta"), _Pretend(dtype):
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-            loss = model(example_batch(model, modality, rows)).loss
-        total = kept.total
-        loss.backward()
+    kept, batch = _Kept(model), example_batch(model, modality, rows)
+    with torch.device("meta"), _Pretend(dtype), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+        model(batch)
+    with torch.device("meta"), _Pretend(torch.float32):  # layers are recomputed in another thread, which does not pretend
+        loss = model(batch).loss
+    loss.backward()
     found = frozenset(name for name, param in model.named_parameters() if param.grad is not None)
     model.zero_grad()
-    return DryRun(modality, rows, total, found)
+    return DryRun(modality, rows, kept.total, found)
 
 
 def example_batch(model: Any, modality: str, rows: int) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def load_hf_model(
         wanted = "an encoder-decoder (T5)" if auto_class is AutoModelForSeq2SeqLM else "a causal language model (OPT, Llama, ...)"
         raise ConfigError(f"{source!r} holds a {config.model_type}; {wanted} is expected here")
     if is_blip2:
-        return _llm_of_blip2(auto_class._model_mapping[type(config)], source, config, dtype), False
+        return _all_in(dtype, _llm_of_blip2(auto_class._model_mapping[type(config)], source, config, dtype)), False
     for key, value in (overrides or {}).items():
         setattr(config, key, value)
     folder = Path(source)
@@ -167,7 +167,15 @@ def load_hf_model(
         raise ConfigError(
             f"{source!r} ({config.model_type}) cannot be loaded as {auto_class.__name__}: {_first_line(error)}"
         ) from error
-    return model, False
+    return _all_in(dtype, model), False
+
+
+def _all_in(dtype: torch.dtype, model: nn.Module) -> nn.Module:
+    """The model with every parameter in one type: transformers before 5 keeps the widest layers of a bfloat16 T5 in float32.
+    Buffers (rotary frequencies) stay as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _llm_of_blip2(model_class: Any, source: str, config: PretrainedConfig, dtype: torch.dtype) -> nn.Module:
