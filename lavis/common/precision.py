@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -34,3 +35,8 @@ def frozen_dtype(name: str, key: str) -> torch.dtype:
     if name not in PRECISIONS:
         raise ConfigError(f"{key} is {name!r}; accepted: {', '.join(PRECISIONS)}")
     return torch.float32 if _target.type == "cpu" else PRECISIONS[name]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """The context of what computes in the type of its tensors. The meta device knows no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -149,10 +149,6 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
             self.llm.requires_grad_(False)
             if not self.cfg.llm_dropout:
                 self.lock_eval(self.llm)
-            if self.cfg.llm_grad_checkpoint and not self.cfg.llm_dropout:
-                raise ConfigError(
-                    "model.llm_grad_checkpoint needs llm_dropout: true (Hugging Face recomputes in train mode only)"
-                )
             if self.cfg.llm_grad_checkpoint:
                 self.llm.enable_checkpointing(self.router.checkpoint_contexts)
 

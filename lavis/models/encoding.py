@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lavis.common.precision import without_autocast
 from lavis.common.seeding import step_draws
 from lavis.models import parts
 from lavis.models.modality import Modality
@@ -68,7 +69,7 @@ class Encoding:
     def image_tokens(self: Any, image: Tensor) -> Tensor:
         """image [I, 3, S, S] -> [I, T, C]. ln_vision computes in float32, as published."""
         tokens = self.vit_tokens(image)
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             return self.ln_vision(tokens.float())
 
     def vit_tokens(self: Any, image: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class Encoding:
         Autocast stays out where the weights are in low precision: it would only convert them again at every step.
         """
         dtype = self.visual_encoder.patch_embed.proj.weight.dtype
-        as_it_is = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, enabled=False)
+        as_it_is = contextlib.nullcontext() if dtype == torch.float32 else without_autocast(self.device)
         with as_it_is, torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.freeze_vit):
             return self.visual_encoder(image.to(self.device, dtype))
 
@@ -107,7 +108,7 @@ class Encoding:
         """As `cloud_tokens`, with the points `start` [I] where sampling begins (None: 0); and the centres of the groups
         [I, groups, 3] in the cloud's coordinates."""
         grad = torch.is_grad_enabled() and not self.cfg.freeze_point_encoder
-        with torch.set_grad_enabled(grad), torch.autocast(self.device.type, enabled=False):
+        with torch.set_grad_enabled(grad), without_autocast(self.device):
             cloud = pointcloud.to(self.device, torch.float32)
             tokens, centres = self.point_encoder(cloud, start=start, with_centres=True)
         return self.pc_adapter(tokens), centres

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavis.common.precision import without_autocast
+
 IGNORE = -100
 LABEL_SMOOTHING = 0.1  # of ITC and of the Q-Former's LM, as published
 
@@ -34,7 +36,7 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: floa
 
 def query_text_similarity(queries: Tensor, texts: Tensor) -> Tensor:
     """Cosine of every picture's best query with every text: [B, Q, E] and [B', E], both normalised -> [B, B'], in float32."""
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries.device):
         return torch.einsum("bqe,te->btq", queries.float(), texts.float()).max(dim=-1).values
 
 

@@ -6,9 +6,10 @@ position back from the mean query output.  2-D: 4 numbers x1 y1 x2 y2 in [0, 1].
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lavis.common.precision import without_autocast
 
 REGION_KINDS = {"box": ("box", 4), "corners": ("box_corners", 24)}  # kind -> (sample key, numbers per region)
 HIDDEN = 128
@@ -46,10 +47,10 @@ class RegionPosition(nn.Module):
 
     def embed(self, position: Tensor) -> Tensor:
         """Position of a region -> [B, D], to be added to every query."""
-        with torch.autocast(position.device.type, enabled=False):  # bfloat16 would round coordinates to 1/256
+        with without_autocast(position.device):  # bfloat16 would round coordinates to 1/256
             return self.posembed(self.flatten(position))
 
     def loss(self, hidden: Tensor, position: Tensor) -> Tensor:
         """Mean L1 between the head's reading of the query outputs [B, Q, D] and the position."""
-        with torch.autocast(position.device.type, enabled=False):
+        with without_autocast(position.device):
             return F.l1_loss(self.reg(hidden.float().mean(dim=1)), self.flatten(position))

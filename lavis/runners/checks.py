@@ -11,12 +11,14 @@ from lavis.common.registry import registry
 from lavis.common.wandb_run import wandb_settings
 from lavis.runners.attempts import is_later_attempt
 from lavis.runners.saving import SaveFreq
+from lavis.runners.sharding import SHARDS
 from lavis.runners.step import AMP_DTYPES
 
 CHOICES = {
     "task_order": ("sequential", "round_robin", "sampled"),
     "lr_schedule": ("per_task", "global"),
     "inference_method": ("generate", "rank"),
+    "shard": SHARDS,
 }
 AT_LEAST_ONE = ("batch_size_train", "batch_size_eval", "accum_grad_iters", "log_freq", "val_freq", "max_epoch", "k_test")
 AT_LEAST_ONE_OR_NULL = ("max_iters", "iters_per_inner_epoch", "keep_last")
@@ -49,6 +51,8 @@ def check_run(run_cfg: Any) -> None:
     skipped = run_cfg.max_skipped_steps
     if skipped is not None and (not isinstance(skipped, int) or skipped < 0):
         raise ConfigError(f"run.max_skipped_steps must be a whole number of at least 0, or null for no limit, not {skipped!r}")
+    if run_cfg.shard != "none" and run_cfg.inference_method == "rank":
+        raise ConfigError(f"run.inference_method is rank, which no model in shards can do (run.shard is {run_cfg.shard})")
     SaveFreq.parse(run_cfg.save_freq)
     wandb_settings(run_cfg.wandb)
     if hasattr(runner, "check_run"):

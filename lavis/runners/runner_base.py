@@ -25,6 +25,7 @@ from lavis.runners.partial import PartialResults, remove
 from lavis.runners.progress import Progress
 from lavis.runners.report import Report
 from lavis.runners.saving import Saver, find_resume, restore_weights
+from lavis.runners.sharding import place
 from lavis.runners.step import TrainStep, to_device
 from lavis.tasks.base_task import BaseTask, Datasets, batch_length
 
@@ -43,7 +44,7 @@ class RunnerBase:
         self.cfg, self.run_cfg = cfg, cfg.run_cfg
         self.task, self.datasets = task, datasets
         self.device = dist_utils.pick_device(self.run_cfg.device)
-        self.model = (model.float() if self.device.type == "cpu" else model).to(self.device)
+        self.model = place(model, shard=self.run_cfg.shard, device=self.device)
         self.output_dir: Path = resolve(self.run_cfg.output_dir)
         self.progress = Progress()
         self.save_due = False

@@ -6,35 +6,23 @@ the layer sizes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from lavis.common.config import merge_model_config
 from lavis.models import load_model_from_config
-from tests import tiny
+from lavis.models.public_sizes import BERT, bert_stand_in, llm_stand_in
+from lavis.models.public_sizes import LLMS as PUBLISHED
 
-OPT: dict[str, Any] = {
-    "model_type": "opt", "architectures": ["OPTForCausalLM"], "vocab_size": 50272, "max_position_embeddings": 2048,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "do_layer_norm_before": True, "bos_token_id": 2, "eos_token_id": 2,
-    "pad_token_id": 1, "activation_function": "relu",
-}  # fmt: skip
-T5: dict[str, Any] = {
-    "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 32128, "d_kv": 64, "num_layers": 24,
-    "num_decoder_layers": 24, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
-    "eos_token_id": 1, "pad_token_id": 0, "relative_attention_num_buckets": 32,
-}  # fmt: skip
 LLMS = {
-    "opt2.7b": {**OPT, "hidden_size": 2560, "word_embed_proj_dim": 2560, "ffn_dim": 10240},
-    "opt6.7b": {**OPT, "hidden_size": 4096, "word_embed_proj_dim": 4096, "ffn_dim": 16384},
-    "flant5xl": {**T5, "d_model": 2048, "d_ff": 5120, "num_heads": 32},
-    "flant5xxl": {**T5, "d_model": 4096, "d_ff": 10240, "num_heads": 64},
+    "opt2.7b": PUBLISHED["opt-2.7b"],
+    "opt6.7b": PUBLISHED["opt-6.7b"],
+    "flant5xl": PUBLISHED["flan-t5-xl"],
+    "flant5xxl": PUBLISHED["flan-t5-xxl"],
 }
 LLM_PARAMETERS = {"opt2.7b": 2_651_596_800, "opt6.7b": 6_658_473_984, "flant5xl": 2_849_757_184, "flant5xxl": 11_135_332_352}
 LLM_WIDTH = {"opt2.7b": 2560, "opt6.7b": 4096, "flant5xl": 2048, "flant5xxl": 4096}
@@ -44,38 +32,11 @@ VOCAB = 30522  # of bert-base-uncased; [DEC] is one more
 WIDTH, FFN, LAYERS, VIT_WIDTH, QUERIES = 768, 3072, 12, 1408, 32
 
 
-def bert_folder(path: Path) -> str:
-    """bert-base-uncased's config, and a vocabulary of its size."""
-    path.mkdir(parents=True, exist_ok=True)
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *tiny.WORDS]
-    (path / "vocab.txt").write_text("\n".join([*pieces, *(f"word{i}" for i in range(VOCAB - len(pieces)))]) + "\n")
-    (path / "tokenizer_config.json").write_text('{"do_lower_case": true, "tokenizer_class": "BertTokenizer"}')
-    sizes = {"hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": LAYERS, "num_attention_heads": 12}
-    config = {"model_type": "bert", "vocab_size": VOCAB, "max_position_embeddings": 512, "layer_norm_eps": 1e-12, **sizes}
-    (path / "config.json").write_text(json.dumps(config))
-    return str(path)
-
-
-def llm_folder(path: Path, name: str) -> str:
-    """A published LLM's config beside a small tokenizer."""
-    if name.startswith("opt"):
-        tiny.opt_folder(path)
-        (path / "model.safetensors").unlink()
-    else:
-        path.mkdir()
-        vocab = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *tiny.WORDS])}
-        tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained(path)
-    (path / "config.json").write_text(json.dumps(LLMS[name]))
-    return str(path)
-
-
 def build(tmp_path: Path, arch: str, llm: str | None = None, **changes: Any) -> Any:
     """A model of real size on the meta device."""
-    source = {} if llm is None else {"t5_model" if "t5" in llm else "opt_model": llm_folder(tmp_path / llm, llm)}
+    source = {} if llm is None else {"t5_model" if "t5" in llm else "opt_model": llm_stand_in(tmp_path / llm, LLMS[llm])}
     with torch.device("meta"):
-        model = load_model_from_config({"arch": arch, "bert_path": bert_folder(tmp_path / "bert"), **source, **changes})
+        model = load_model_from_config({"arch": arch, "bert_path": bert_stand_in(tmp_path / "bert", BERT), **source, **changes})
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
     return model
 

@@ -10,6 +10,7 @@ import torch
 
 from lavis.common import dist_utils
 from lavis.runners.evaluation import evaluate_dataset
+from lavis.runners.sharding import place
 from tests import tiny
 from tests.distributed import run_distributed
 from tests.models.test_sampling import build
@@ -25,12 +26,8 @@ def score(folder: str, config: dict[str, Any]) -> tuple[dict[str, Any], int]:
     said = {"image": "x_1.png", "question": "say red", "answer": "red"}
     rows = [{**said, "question_id": key} for key in range(QUESTIONS)]
     model = build(config, hasty=False)
-    if dist_utils.get_world_size() > 1:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        for block in model.llm.model.model.decoder.layers:
-            fully_shard(block, mesh=init_device_mesh("cpu", (2,)))
+    model = place(model, shard="all", device=torch.device("cpu"))
+    assert dist_utils.is_sharded(model) == (dist_utils.get_world_size() > 1)
     task = task_of(root, batch_size_eval=1)
     arguments = {"task": task, "model": model, "run_cfg": task.run_cfg, "device": torch.device("cpu"), "name": "val", "epoch": 0}
     dataset = dataset_of(root, rows=rows, size=28)
@@ -40,7 +37,7 @@ def score(folder: str, config: dict[str, Any]) -> tuple[dict[str, Any], int]:
 @pytest.mark.slow
 def test_a_process_with_fewer_batches_goes_on_until_all_are_done(tmp_path: Path) -> None:
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
-        pytest.skip("FSDP of this torch needs CUDA")
+        pytest.skip("run.shard needs torch 2.8 or newer")
     config = tiny.model_config(tmp_path / "model", "blip2_opt")
     (tmp_path / "alone").mkdir()
     alone, _ = score(str(tmp_path / "alone"), config)

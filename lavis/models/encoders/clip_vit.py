@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lavis.models.encoders.eva_vit import DropRatesOnCpu, check_patches, check_picture
+from lavis.models.recompute import recompute_layers
 
 # (OpenAI's, timm's); the first that fits counts, in both directions
 OPENAI = [
@@ -85,7 +86,8 @@ class ClipViT(VisionTransformer):
                 norm_layer=partial(nn.LayerNorm, eps=1e-5),
             )
         self.norm = nn.Identity()
-        self.set_grad_checkpointing(grad_checkpoint)
+        if grad_checkpoint:
+            recompute_layers(self)
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         check_picture(image, self.patch_embed.img_size)

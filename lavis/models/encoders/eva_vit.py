@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lavis.common.errors import ConfigError
+from lavis.models.recompute import recompute_layers
 
 DROPPED = re.compile(r"(norm|fc_norm|head)\..*")
 
@@ -54,7 +55,8 @@ class EvaViT(Eva):
                 norm_layer=partial(nn.LayerNorm, eps=1e-6),
             )
         self.norm = nn.Identity()  # BLIP-2 reads the blocks' output as it is
-        self.set_grad_checkpointing(grad_checkpoint)
+        if grad_checkpoint:
+            recompute_layers(self)
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         check_picture(image, self.patch_embed.img_size)

@@ -26,6 +26,7 @@ from lavis.common.checkpoint import load_weights
 from lavis.common.errors import ConfigError
 from lavis.models.losses import TokenLoss
 from lavis.models.modality_lora import CheckpointContexts
+from lavis.models.recompute import recompute_layers
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class LanguageModel(nn.Module, ABC):
 
     def enable_checkpointing(self, context_fn: CheckpointContexts) -> None:
         """Recompute activations in backward, under the adapters of the forward pass."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": context_fn})
+        recompute_layers(self.model, context_fn)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [B, L] -> input embeddings [B, L, H]."""
@@ -153,7 +154,7 @@ def load_hf_model(
         wanted = "an encoder-decoder (T5)" if auto_class is AutoModelForSeq2SeqLM else "a causal language model (OPT, Llama, ...)"
         raise ConfigError(f"{source!r} holds a {config.model_type}; {wanted} is expected here")
     if is_blip2:
-        return _llm_of_blip2(auto_class._model_mapping[type(config)], source, config, dtype), False
+        return _all_in(dtype, _llm_of_blip2(auto_class._model_mapping[type(config)], source, config, dtype)), False
     for key, value in (overrides or {}).items():
         setattr(config, key, value)
     folder = Path(source)
@@ -166,7 +167,15 @@ def load_hf_model(
         raise ConfigError(
             f"{source!r} ({config.model_type}) cannot be loaded as {auto_class.__name__}: {_first_line(error)}"
         ) from error
-    return model, False
+    return _all_in(dtype, model), False
+
+
+def _all_in(dtype: torch.dtype, model: nn.Module) -> nn.Module:
+    """The model with every parameter in one type: transformers before 5 keeps the widest layers of a bfloat16 T5 in float32.
+    Buffers (rotary frequencies) stay as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _llm_of_blip2(model_class: Any, source: str, config: PretrainedConfig, dtype: torch.dtype) -> nn.Module:
