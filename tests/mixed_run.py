@@ -91,6 +91,14 @@ def start(config: Path, output: Path, *options: str, **environment: str) -> subp
 
 
 def outcome(output: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """The log lines without what depends on the clock, and the weights of the end."""
+    """The log lines without what depends on the clock, with the names of the checkpoints at last; and the weights of the end and
+    of the best checkpoints, with the values that they are best by."""
     rows = [json.loads(line) for line in (output / "log.txt").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "timing"} for row in rows], load_checkpoint_file(output / LAST)["model"]
+    names = sorted(path.name for path in output.glob("*.pth"))
+    weights: dict[str, torch.Tensor] = {}
+    for name in [LAST, *(name for name in names if name.startswith("checkpoint_best"))]:
+        state = load_checkpoint_file(output / name)
+        weights |= {key if name == LAST else f"{name}/{key}": value for key, value in state["model"].items()}
+        best = state["progress"]["best"].items()
+        weights |= {f"{name}/{key}": torch.tensor(entry["value"], dtype=torch.float64) for key, entry in best}
+    return [*({k: v for k, v in row.items() if k != "timing"} for row in rows), {"checkpoints": names}], weights

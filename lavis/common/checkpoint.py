@@ -286,21 +286,14 @@ def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
 
 def find_latest(output_dir: str | os.PathLike[str]) -> Path | None:
     """The furthest training checkpoint of a run that can be read and whose hash holds; a warning names each one
-    passed over, and why. A best checkpoint counts where it was written after the numbered one, and is further."""
-    numbered = next((found for path in list_checkpoints(output_dir) if (found := _position(path))), None)
-    since = numbered[1].stat().st_mtime if numbered else 0.0
-    best = [path for path in sorted(Path(output_dir).glob("checkpoint_best*.pth")) if path.stat().st_mtime >= since]
-    good = [item for item in (numbered, *map(_position, best)) if item is not None]
-    return max(good, key=lambda item: item[0])[1] if good else None
-
-
-def _position(path: Path) -> tuple[tuple[int, int], Path] | None:
-    """((epoch, step) of the run, path) of a good training checkpoint; None, and a warning, for another file."""
-    try:
-        state = load_checkpoint_file(path)
-        if HASH_KEY not in state or not isinstance(state.get("progress"), dict):
-            raise CheckpointError(f"checkpoint {path} is not a training checkpoint of ours")
-    except CheckpointError as error:
-        logger.warning("passed over: %s", error)
-        return None
-    return (int(state["progress"]["epoch"]), int(state["progress"]["step"])), path
+    passed over, and why. Best checkpoints do not count: one is written in the middle of what ends an epoch."""
+    for path in list_checkpoints(output_dir):
+        try:
+            state = load_checkpoint_file(path)
+            if HASH_KEY not in state or not isinstance(state.get("progress"), dict):
+                raise CheckpointError(f"checkpoint {path} is not a training checkpoint of ours")
+        except CheckpointError as error:
+            logger.warning("passed over: %s", error)
+            continue
+        return path
+    return None

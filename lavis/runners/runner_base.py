@@ -48,7 +48,6 @@ class RunnerBase:
         self.output_dir: Path = resolve(self.run_cfg.output_dir)
         self.progress = Progress()
         self.save_due = False
-        self._superseded: Path | None = None  # a checkpoint that goes when the next one is written
         self.kept: list[PartialResults] = []  # of evaluations that are done, until those that go with them are
 
     # What a runner may do otherwise
@@ -95,12 +94,12 @@ class RunnerBase:
         self.saver.check()
 
     def end_epoch(self, epoch: int) -> None:
-        """Evaluate and save. What was learned is saved before a long evaluation, under a name that goes when a later
-        checkpoint is written."""
+        """Evaluate and save. What was learned is saved before a long evaluation, under a name that goes when the next
+        checkpoint is written that is no best one: until then a run that is killed begins here again."""
         if self.validation_due(epoch):
             step = f"checkpoint_{epoch}_step{self.progress.step}"
             if self.save(step, epoch=epoch):
-                self._superseded = self.output_dir / f"{step}.pth"
+                self.saver.passing = self.output_dir / f"{step}.pth"
         self.report.epoch(self.progress, seconds=time.perf_counter() - self._epoch_start)
         before = dict(self.progress.best)
         improved = self.validate(epoch) if self.validation_due(epoch) else []
@@ -308,11 +307,7 @@ class RunnerBase:
     def save(self, name: str, *, epoch: int) -> bool:
         """Write a checkpoint from which the run goes on exactly; ``epoch`` is the one its weights belong to. Returns whether
         it could be written."""
-        saved = self.saver.save(self.state_dict(epoch=epoch), name)
-        if saved and self._superseded is not None and dist_utils.is_main_process():
-            self._superseded.unlink(missing_ok=True)
-        self._superseded = None if saved else self._superseded
-        return saved
+        return self.saver.save(self.state_dict(epoch=epoch), name)
 
     def state_dict(self, *, epoch: int) -> dict[str, Any]:
         """Everything a run needs to go on. Collective. LAVIS' keys (model, optimizer, config, scaler, epoch),

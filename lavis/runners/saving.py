@@ -49,6 +49,7 @@ class Saver:
         self.save_last = bool(run_cfg.save_last)
         self._saved_at = time.monotonic()
         self.problem: str | None = None  # why the last save failed, if it did
+        self.passing: Path | None = None  # a checkpoint that goes when the next one is written that is no best one
 
     def due_after_step(self, step: int, *, is_log_step: bool) -> bool:
         """Whether to save within an epoch. The same answer on every process: minutes are the main process's,
@@ -93,6 +94,9 @@ class Saver:
             logger.error("%s. Training goes on; make room on the disk before the next one is due.", problem)
             return problem
         logger.info("saved %s (%.1f s)", path, time.perf_counter() - start)
+        if self.passing not in (None, path) and not path.name.startswith("checkpoint_best"):
+            self.passing.unlink(missing_ok=True)
+            self.passing = None
         if self.keep_last is not None:
             for old in list_checkpoints(self.output_dir)[int(self.keep_last) :]:
                 old.unlink()

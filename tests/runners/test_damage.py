@@ -81,13 +81,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     assert lines(folder) == lines(original)
 
 
-def test_a_best_checkpoint_counts_where_it_is_the_furthest(tmp_path: Path) -> None:
-    options = {"max_epoch": 2, "valid_splits": "[val]", "save_freq": 5, "save_last": "false"}
-    run(tmp_path / "out", **options)
-    assert {path.name for path in (tmp_path / "out").glob("*.pth")} == {"checkpoint_best.pth"}
-    assert find_latest(tmp_path / "out") == tmp_path / "out" / "checkpoint_best.pth"
-
-
 def train_command(folder: Path, output: Path, *options: str) -> list[str]:
     """`python train.py` on the fakes, saving every 2 of 20 steps."""
     cfg = config(folder / "run", save_freq="2 steps", log_freq=1)

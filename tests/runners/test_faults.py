@@ -281,3 +281,28 @@ def test_another_schedule_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         run(tmp_path / "out", max_epoch=2, init_lr=0.02, resume_ckpt_path="auto")
     assert "another schedule than before: max_epoch 1 -> 2, init_lr 0.01 -> 0.02" in caplog.text
+
+
+def test_a_run_killed_between_two_best_checkpoints_writes_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends an epoch is done again as a whole."""
+    options = {"max_epoch": 1, "valid_splits": "[val]", "runner": "runner_regionblip"}
+    straight = run(tmp_path / "straight", **options)
+    runner = build_runner(config(tmp_path / "out", **options), splits=["train", "val"], config_name="config")
+    original, names = runner.save, []
+
+    def save(name: str, *, epoch: int) -> bool:
+        names.append(name)
+        if name == "checkpoint_best_image_region" or (name.startswith("checkpoint_best") and len(names) > 2):
+            raise KeyboardInterrupt
+        return original(name, epoch=epoch)
+
+    monkeypatch.setattr(runner, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    assert names[:2] == ["checkpoint_0_step10", "checkpoint_best_image"]
+    resumed = run(tmp_path / "out", **options, resume_ckpt_path="auto")
+    assert_same(weights(straight), weights(resumed))
+    assert lines(tmp_path / "out") == lines(tmp_path / "straight")
+    files = [{path.name for path in (tmp_path / name).glob("*.pth")} for name in ("out", "straight")]
+    assert files[0] == files[1] == {"checkpoint_0.pth", "checkpoint_best_image.pth", "checkpoint_best_image_region.pth"}
+    assert resumed.progress.best == straight.progress.best
