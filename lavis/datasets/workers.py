@@ -6,6 +6,7 @@ process which sample it reads, and `WorkerDied` says what the note says. An exce
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import pickle
@@ -145,7 +146,7 @@ class WatchedLoader(DataLoader[Any]):
             raise WorkerDied(self.death)
         finally:
             if not self.persistent_workers:
-                self.processes = []
+                self.processes, self.watched.dismissed.value = [], 1
 
     def find_death(self, *, patience: float = 0.0) -> bool:
         """Whether a worker is found dead that was not before, after up to `patience` seconds."""
@@ -178,6 +179,12 @@ class WatchedLoader(DataLoader[Any]):
 
 
 _loaders: weakref.WeakSet[WatchedLoader] = weakref.WeakSet()
+
+
+@atexit.register  # later than multiprocessing's own, which sends SIGTERM to every worker and waits: it runs before that one
+def _dismiss_all() -> None:
+    for loader in list(_loaders):
+        loader.watched.dismissed.value = 1
 
 
 class _ExplainingHandler:

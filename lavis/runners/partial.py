@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 WITHOUT_EFFECT = {
     "runner", "evaluate", "train_splits", "valid_splits", "test_splits", "output_dir", "resume_ckpt_path",
     "max_epoch", "max_iters", "iters_per_inner_epoch", "num_workers", "use_dist_eval_sampler", "reuse_partial_results",
-    "log_freq", "save_freq", "val_freq", "save_last", "keep_last", "tensorboard",
+    "log_freq", "save_freq", "val_freq", "save_last", "keep_last", "tensorboard", "wandb", "max_skipped_steps",
     "distributed", "world_size", "dist_url", "dist_timeout_minutes", "annotation_file", "report_metric", "caption_metrics",
 }  # fmt: skip
 
@@ -80,6 +80,7 @@ def remove(kept: Iterable[PartialResults]) -> None:
 
 
 def _check(value: Any, where: str) -> None:
+    """TypeError for what JSON would change or refuse."""
     if type(value) is dict:
         for key, item in value.items():
             if type(key) is not str:

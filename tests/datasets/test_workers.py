@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +21,11 @@ from lavis.common.errors import ConfigError
 from lavis.datasets.captions import CaptionDataset
 from lavis.datasets.loaders import MixedLoader, TaskLoader, eval_loader
 from lavis.datasets.samples import JoinedDataset
-from lavis.datasets.workers import FIELDS, SampleError, WatchedDataset, WorkerDied
+from lavis.datasets.workers import FIELDS, LINGER, SampleError, WatchedDataset, WorkerDied
 from tests.datasets.files import options, write_images, write_json
 
 BAD = 5
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Rows(torch.utils.data.Dataset[Any]):
@@ -114,6 +118,40 @@ def test_a_death_reaches_whoever_waits_for_something_else() -> None:
         for batch in batches:
             if batch == [BAD - 2]:  # the two batches behind it are being read
                 assert not threading.Event().wait(60), "a minute has passed"
+
+
+def test_workers_outlast_what_a_scheduler_sends_to_all() -> None:
+    loader = TaskLoader(Rows(lambda: None, epoch=-1), batch_size=1, seed=0, num_workers=2)
+    batches = loader.epoch(0)
+    seen = [next(batches), next(batches)]  # one of each worker: both have begun
+    for process in multiprocessing.active_children():
+        os.kill(process.pid or 0, signal.SIGTERM)
+        os.kill(process.pid or 0, signal.SIGUSR1)
+    seen += list(batches)
+    assert sorted(index for batch in seen for index in batch) == list(range(12))
+
+
+EXIT = """
+import atexit, sys, time
+atexit.register(lambda: print(time.monotonic() - ended))  # the first registered is the last called
+import torch
+from lavis.datasets.loaders import TaskLoader
+from tests.datasets.test_workers import Rows
+loader = TaskLoader(Rows(lambda: None, epoch=-1), batch_size=1, seed=0, num_workers=2)
+for number, batch in enumerate(loader.epoch(0)):
+    if number == int(sys.argv[1]):
+        ended = time.monotonic()
+        raise SystemExit(3)
+ended = time.monotonic()
+"""
+
+
+@pytest.mark.parametrize("last", [3, 12])
+def test_a_process_with_workers_ends_at_once(last: int) -> None:
+    """In the middle of an epoch or after it: nobody waits for workers that would outlast a scheduler's SIGTERM."""
+    done = subprocess.run([sys.executable, "-c", EXIT, str(last)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == (3 if last < 12 else 0), done.stderr
+    assert float(done.stdout) < LINGER / 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
