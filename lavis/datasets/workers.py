@@ -71,12 +71,16 @@ class WatchedDataset(Dataset[Any]):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def begin(self, worker: int) -> None:
+    def start(self, worker: int) -> None:
         """What a new worker process does first. Signals that a scheduler sends to every process of a job are for the loading
         process, which may have to finish a step and save: its workers go on meanwhile, for LINGER seconds after SIGTERM."""
-        self.notes[worker * FIELDS : (worker + 1) * FIELDS] = [os.getpid(), 0, -1, 0]
+        self.begin(worker)
         signal.signal(signal.SIGTERM, self._asked_to_end)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def begin(self, worker: int) -> None:
+        """The first note of a worker."""
+        self.notes[worker * FIELDS : (worker + 1) * FIELDS] = [os.getpid(), 0, -1, 0]
 
     def _asked_to_end(self, number: int, frame: Any) -> None:
         if self.dismissed.value or number == signal.SIGALRM:
@@ -118,7 +122,7 @@ class WatchedLoader(DataLoader[Any]):
         self.watched = WatchedDataset(dataset, num_workers=num_workers)
         self.processes: list[BaseProcess] = []  # the workers of the present epoch
         self.death = ""  # of one of them, in words
-        super().__init__(self.watched, num_workers=num_workers, worker_init_fn=self.watched.begin, **options)
+        super().__init__(self.watched, num_workers=num_workers, worker_init_fn=self.watched.start, **options)
         _loaders.add(self)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
