@@ -258,7 +258,7 @@ def test_shapes(tmp_path: Path) -> None:
     block = {"build_info": {"pointcloud": {"storage": str(tmp_path), "npoints": 8}}}
     assert counts(only({"mobilenet40": block}, "test")) == {"too few points": 1}
     path.write_bytes(path.read_bytes()[:50])
-    assert "cannot be read as a pickle of arrays" in only({"mobilenet40": block}, "test").errors[0]
+    assert "cannot be read as a pickle of data" in only({"mobilenet40": block}, "test").errors[0]
 
 
 def test_what_ends_a_run_is_told_like_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
