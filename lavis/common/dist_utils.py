@@ -162,6 +162,22 @@ def all_gather_objects(obj: T) -> list[T]:
     return gathered
 
 
+def all_gather_tensors(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Every process's tensors in rank order, on the CPU of every process. They may differ in number, shape and type; one at a
+    time is on its way, so that main memory holds each once."""
+    own = [tensor.detach().cpu().contiguous() for tensor in tensors]
+    if not is_distributed():
+        return own
+    gathered = []
+    for rank, forms in enumerate(all_gather_objects([(tuple(tensor.shape), tensor.dtype) for tensor in own])):
+        for number, (shape, dtype) in enumerate(forms):
+            tensor = own[number] if rank == get_rank() else torch.empty(shape, dtype=dtype)
+            if tensor.numel():
+                dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=rank)
+            gathered.append(tensor)
+    return gathered
+
+
 def broadcast_object(obj: T) -> T:
     """The main process's object, on every process."""
     if not is_distributed():

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from lavis.common.modalities import task_name_of
 from lavis.common.seeding import mix
 from lavis.datasets.samples import Batch
+from lavis.datasets.workers import WatchedLoader
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +79,10 @@ class _PlannedBatches(Sampler[list[Key]]):
 
 
 def _data_loader(dataset: Dataset[Any], batches: Sampler[list[Key]], *, num_workers: int, keep_workers: bool) -> DataLoader[Any]:
-    """A torch DataLoader over planned batches. It has a generator of its own, so making one draws nothing
-    from the global one. Each worker computes on one thread, as torch sets it."""
+    """A torch DataLoader over planned batches, whose errors name the sample. It has a generator of its own, so
+    making one draws nothing from the global one. Each worker computes on one thread, as torch sets it."""
     collate: Callable[[Any], Any] = getattr(dataset, "collater", default_collate)
-    return DataLoader(
+    return WatchedLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
@@ -287,16 +288,20 @@ class MixedLoader:
         return list(left)[int(np.searchsorted(ends, rng.randint(ends[-1]), side="right"))]
 
 
+def eval_bounds(samples: int, *, batch_size: int) -> list[Bounds]:
+    """The batches of an evaluation: runs of `batch_size` neighbours, the last may be shorter. They do not depend
+    on the number of processes, so that neither does what a batch decides: padding, draws, losses over its samples."""
+    return [(low, min(low + batch_size, samples)) for low in range(0, samples, batch_size)]
+
+
 def eval_loader(
-    dataset: Dataset[Any], *, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1
+    dataset: Dataset[Any], *, batch_size: int, num_workers: int = 0, batches: Sequence[int] | None = None
 ) -> DataLoader[Any]:
-    """Every sample once, in order, over all processes: each takes a run of neighbours, the runs differ by one
-    sample at most and one may be empty. No padding; the last batch may be shorter."""
-    if batch_size < 1 or not 0 <= rank < world_size:
-        given = f"batch_size {batch_size}, rank {rank} of {world_size}"
-        raise ValueError(f"{given}; accepted: 1 or more, a rank below the number of processes")
-    low, high = share((0, len(dataset)), rank=rank, world_size=world_size)  # type: ignore[arg-type]
+    """The batches of `eval_bounds` in order, each sample once, or only those whose numbers are in `batches`."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}; accepted: 1 or more")
+    bounds = eval_bounds(len(dataset), batch_size=batch_size)  # type: ignore[arg-type]
     planned = _PlannedBatches()
-    planned.order = range(high)
-    planned.bounds = lambda: ((start, min(start + batch_size, high)) for start in range(low, high, batch_size))
+    planned.order = range(len(dataset))  # type: ignore[arg-type]
+    planned.bounds = lambda: iter(bounds if batches is None else [bounds[number] for number in batches])
     return _data_loader(dataset, planned, num_workers=num_workers, keep_workers=False)

@@ -110,6 +110,9 @@ class ShapeEvalDataset(ShapeDataset):
     def placeholder(self, index: int) -> Sample:
         return {**super().placeholder(index), "label": self.rows[index]["class"]}
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "classnames": self.classnames, "templates": self.templates}
+
 
 @registry.register_builder("mobilenet40")
 class ModelNet40Builder(BaseDatasetBuilder):

@@ -12,6 +12,7 @@ Either way `skipped` names the row.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter, OrderedDict
@@ -123,6 +124,10 @@ class PackedRows(Sequence[Row]):
             raise IndexError(f"row {position} of {len(self)}")
         position %= len(self)
         return json.loads(self._bytes[self._ends[position] : self._ends[position + 1]].tobytes())
+
+    def digest(self) -> str:
+        """sha256 of all rows."""
+        return hashlib.sha256(self._bytes.tobytes() + self._ends.tobytes()).hexdigest()
 
 
 class RecentlyUsed:
@@ -278,6 +283,15 @@ class BaseDataset(Dataset[Sample]):
         """Where row `index` stands: its file's name and its place there."""
         return str(self.rows[index]["label"])
 
+    def label_of(self, index: int) -> str:
+        """The row label of sample `index`."""
+        return self.row_label(index % len(self.rows))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the samples, but for the pictures or clouds: rows by content, files by size and time. Plain values."""
+        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.files]
+        return {"name": self.name, "split": self.split, "rows": self.rows.digest(), "files": files}
+
     def set_seed(self, seed: int) -> None:
         """The seed from which, with epoch and index, each sample's random draws come."""
         self.seed = seed
@@ -358,9 +372,18 @@ class JoinedDataset(Dataset[Sample]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} in dataset {self.name}")
+        dataset, own = self._place(index)
+        return dataset[epoch, own]
+
+    def _place(self, index: int) -> tuple[BaseDataset, int]:
+        """The dataset of sample `index`, and the index there."""
         number = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[number - 1]) if number else 0
-        return self.datasets[number][epoch, index - start]
+        return self.datasets[number], index - (int(self._ends[number - 1]) if number else 0)
+
+    def label_of(self, index: int) -> str:
+        """Where the row of sample `index` stands: dataset, file and place."""
+        dataset, own = self._place(index)
+        return f"{dataset.label_of(own)} of {dataset.name}"
 
     @property
     def dropped(self) -> list[tuple[str, str]]:

@@ -123,6 +123,9 @@ class VQAEvalDataset(VQADataset):
     def collater(self, samples: Sequence[Sample]) -> Batch:
         return ImageDataset.collater(self, samples)
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "answer_list": self.answer_list}
+
     def own_answers(self) -> dict[int | str, list[str]]:
         """{question id: answers} of the rows that have answers."""
         return {row["question_id"]: row["answers"] for row in self.rows if row["answers"]}

@@ -1,7 +1,7 @@
 """Retrieval as BLIP-2's stage 1 does it (arXiv 2301.12597, section 4.4): similarities, of which the best are ranked again by ITM.
 
-Inputs and texts are encoded once. The tokens of all inputs wait in main memory, in autocast's type; what is on the device is one
-batch. The rows of a matrix are split over processes.
+Inputs and texts are encoded once, inputs by any number of processes (`gather_gallery`). The tokens of all inputs wait in main
+memory, in autocast's type; what is on the device is one batch. The rows of a matrix are split over processes.
 
 Shapes: I inputs (pictures or clouds), N texts, T encoder tokens, C encoder width, Q queries, E similarity width, L text tokens.
 """
@@ -79,6 +79,24 @@ class Retrieval:
         if looked.tokens.seen is not None:
             gallery.seen.append(looked.tokens.seen.cpu())
         return gallery
+
+    def gather_gallery(self: Any, parts: Sequence[Gallery]) -> Gallery:
+        """One gallery of the parts of all processes, in rank order, the same on every process; a process may have none.
+
+        Batches stay what they were, so that scores do not depend on the number of processes. ValueError for two modalities.
+        """
+        found = dist_utils.all_gather_objects([(part.modality, part.dtype) for part in parts])
+        kinds = {kind for process in found for kind in process}
+        if len(kinds) > 1:
+            names = ", ".join(sorted(f"{modality} in {dtype}" for modality, dtype in kinds))
+            raise ValueError(f"a gallery holds one modality in one type; these parts hold {names}")
+        modality, dtype = kinds.pop() if kinds else ("", None)
+        gathered = {
+            name: dist_utils.all_gather_tensors([tensor for part in parts for tensor in getattr(part, name)])
+            for name in ("features", "embeds", "seen")
+        }
+        features = [tensor.to(self.device) for tensor in gathered.pop("features")]
+        return Gallery(modality, dtype, features, **gathered)
 
     @torch.no_grad()
     def gallery_scores(self: Any, gallery: Gallery, texts: Sequence[str], *, k_test: int, batch_size: int = 64) -> Scores:

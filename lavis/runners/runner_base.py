@@ -21,6 +21,7 @@ from lavis.datasets.samples import JoinedDataset
 from lavis.runners import signals
 from lavis.runners.evaluation import evaluate_dataset, evaluations
 from lavis.runners.faults import SkippedSteps, TooManySkippedSteps
+from lavis.runners.partial import PartialResults, remove
 from lavis.runners.progress import Progress
 from lavis.runners.report import Report
 from lavis.runners.saving import Saver, find_resume, restore_weights
@@ -49,6 +50,7 @@ class RunnerBase:
         self.progress = Progress()
         self.save_due = False
         self._superseded: Path | None = None  # a checkpoint that goes when the next one is written
+        self.kept: list[PartialResults] = []  # of evaluations that are done, until those that go with them are
 
     # What a runner may do otherwise
 
@@ -246,6 +248,7 @@ class RunnerBase:
             metrics = self.evaluate_one(dataset, name=name, epoch=epoch)
             scores.setdefault(self.best_name(dataset), []).append(float(metrics["agg_metrics"]))
             self.report.evaluation(metrics, progress=self.progress, split=split, dataset=dataset_name)
+        self.remove_kept()
         means = {name: sum(values) / len(values) for name, values in scores.items()}
         best = self.progress.best
         improved = [name for name, value in means.items() if name not in best or value > best[name]["value"]]
@@ -260,10 +263,12 @@ class RunnerBase:
         state = find_resume(self.run_cfg.resume_ckpt_path, self.output_dir)
         if state is not None:
             restore_weights(self.model, state)
-        return {
+        metrics = {
             name: self.evaluate_one(dataset, name=name, epoch=epoch)
             for name, _, _, dataset in evaluations(self.datasets, self.run_cfg.test_splits)
         }
+        self.remove_kept()
+        return metrics
 
     def test_best(self) -> None:
         """Evaluate test_splits after training: each dataset with the best weights of its task, or the last
@@ -278,8 +283,14 @@ class RunnerBase:
                 loaded = best
             epoch = "best" if best in self.progress.best else self.num_epochs - 1
             self.evaluate_one(dataset, name=name, epoch=epoch)
+        self.remove_kept()
+
+    def remove_kept(self) -> None:
+        remove(self.kept)
+        self.kept.clear()
 
     def evaluate_one(self, dataset: Any, *, name: str, epoch: int | str) -> dict[str, Any]:
+        config = self.cfg.to_dict()
         return evaluate_dataset(
             dataset,
             task=self.task,
@@ -289,6 +300,8 @@ class RunnerBase:
             name=name,
             epoch=epoch,
             output_dir=self.output_dir,
+            settings={key: config[key] for key in ("model", "datasets")},
+            kept=self.kept,
         )
 
     # Checkpoints

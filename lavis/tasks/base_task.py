@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import DictConfig, ListConfig
@@ -24,6 +24,8 @@ Datasets = dict[str, dict[str, Any]]  # dataset name -> split -> dataset
 class BaseTask:
     """Builds model and datasets, takes a training step, turns batches into result rows and rows into
     metrics."""
+
+    rows_are_json: ClassVar[bool] = True  # rows hold what JSON gives back as it was; False: no evaluation goes on from them
 
     def __init__(self, run_cfg: DictConfig) -> None:
         self.run_cfg = run_cfg
@@ -78,14 +80,15 @@ class BaseTask:
         return model(samples)
 
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Row]:
-        """The result rows of one batch."""
+        """The result rows of one batch: of nothing but the batch, and JSON values unless ``rows_are_json`` is False."""
         raise NotImplementedError
 
     def after_evaluation(
         self, rows: list[Row], *, split_name: str, epoch: int | str, result_dir: Path, dataset: Any
     ) -> dict[str, Any]:
         """Metrics of all processes' rows, the same on every process; ``agg_metrics`` is what a best
-        checkpoint is chosen by (larger is better). Every process calls it, with its own rows."""
+        checkpoint is chosen by (larger is better). Every process calls it, with its own rows: those of a run of
+        batches, which over all processes in rank order are those of the dataset."""
         raise NotImplementedError
 
 

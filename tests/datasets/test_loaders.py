@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lavis.datasets.captions import CaptionDataset
-from lavis.datasets.loaders import MixedLoader, TaskLoader, batch_bounds, epoch_order, eval_loader, share
+from lavis.datasets.loaders import MixedLoader, TaskLoader, batch_bounds, epoch_order, eval_bounds, eval_loader, share
 from lavis.datasets.samples import Batch
 from lavis.processors import load_processor
 from tests.datasets.files import options, write_images, write_json
@@ -290,10 +290,13 @@ def test_mixture_mistakes() -> None:
 
 @pytest.mark.parametrize("size", [0, 2, 7, 10])
 def test_evaluation_takes_every_sample_once(size: int) -> None:
-    shards = [list(eval_loader(Rows(size), batch_size=2, rank=rank, world_size=3)) for rank in range(3)]
-    flat = [index for shard in shards for batch in shard for _, index in batch]
-    assert flat == list(range(size))
-    lengths = [sum(len(batch) for batch in shard) for shard in shards]
-    assert max(lengths) - min(lengths) <= 1
+    bounds = eval_bounds(size, batch_size=2)
+    assert [high - low for low, high in bounds] == [2] * (size // 2) + [1] * (size % 2)
+    whole = indices(eval_loader(Rows(size), batch_size=2))
+    assert sum(whole, []) == list(range(size))
+    chosen = list(range(1, len(bounds), 2))
+    assert indices(eval_loader(Rows(size), batch_size=2, batches=chosen)) == [whole[number] for number in chosen]
     loader = eval_loader(Rows(size), batch_size=2, num_workers=1)
-    assert sum(indices(loader), []) == list(range(size)) and sum(indices(loader), []) == list(range(size))
+    assert indices(loader) == whole and indices(loader) == whole
+    with pytest.raises(ValueError, match="batch_size 0; accepted: 1 or more"):
+        eval_loader(Rows(size), batch_size=0)

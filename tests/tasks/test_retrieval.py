@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import evaluate
@@ -15,10 +16,16 @@ import train
 from lavis.common import dist_utils
 from lavis.common.errors import ConfigError
 from lavis.datasets.retrieval import ObjectRetrievalDataset, PictureRetrievalDataset
+from lavis.models import load_model_from_config
+from lavis.processors import load_processor
+from lavis.runners.evaluation import evaluate_dataset
 from lavis.tasks import setup_task
 from tests import tiny
 from tests.datasets.files import cloud_options, options, write_images, write_json, write_object
+from tests.distributed import run_distributed
 from tests.runners.fakes import FakeDataset, FakeModel, config
+
+PICTURES = load_processor("blip_image_eval", {"image_size": 28})
 
 
 def write_files(data: Path) -> None:
@@ -74,7 +81,6 @@ def write_config(folder: Path, **run: Any) -> Path:
             "num_workers": 0,
             "k_test": 3,
             "valid_splits": ["test"],
-            "use_dist_eval_sampler": False,
             "tensorboard": False,
             "output_dir": str(folder / "out"),
             **run,
@@ -99,13 +105,34 @@ def test_training_and_evaluation(tmp_path: Path) -> None:
     assert metrics["agg_metrics"] == metrics["txt_r_mean"]
 
 
-def test_what_cannot_be_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = setup_task(config(tmp_path / "out", task="retrieval", use_dist_eval_sampler="true"))
+def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
+    task = setup_task(config(tmp_path / "out", task="retrieval"))
     with pytest.raises(ConfigError, match="dataset fake has no texts to find"):
         task.before_evaluation(model=FakeModel(), dataset=FakeDataset("fake", "test", modality="image", size=3))
+
+
+def evaluate_tables(folder: str) -> list[tuple[dict[str, Any], list[bytes]]]:
+    """Metrics, and both matrices of scores bit by bit, with batches of several sizes and one model."""
+    root = Path(folder)
+    dataset = PictureRetrievalDataset(**options(root / "images", root / "test.json", split="test", vis_processor=PICTURES))
+    model = load_model_from_config(tiny.model_config(root / "model", "blip2"))
+    scores: list[Any] = []
+    inner = model.gallery_scores
+    model.gallery_scores = lambda *given, **kwargs: scores.append(inner(*given, **kwargs)) or scores[-1]
+    evaluated = []
+    for batch_size in (1, 3, 4):
+        cfg = config(root / str(dist_utils.get_rank()), task="retrieval", batch_size_eval=batch_size, k_test=3)
+        arguments = {"run_cfg": cfg.run_cfg, "device": torch.device("cpu"), "name": "test", "epoch": 0}
+        output_dir = root / str(dist_utils.get_rank())
+        metrics = evaluate_dataset(dataset, model=model, task=setup_task(cfg), output_dir=output_dir, **arguments)
+        evaluated.append((metrics, [table.tobytes() for table in scores[-1]]))
+    return evaluated
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
+    """Bit by bit, also where one of them has no batch: each encodes its share."""
     write_files(tmp_path)
-    dataset = PictureRetrievalDataset(**options(tmp_path / "images", tmp_path / "test.json", split="test"))
-    task.before_evaluation(model=FakeModel(), dataset=dataset)
-    monkeypatch.setattr(dist_utils, "get_world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="use_dist_eval_sampler is true"):
-        task.before_evaluation(model=FakeModel(), dataset=dataset)
+    alone = evaluate_tables(str(tmp_path))
+    assert all(metrics["num_unreadable"] == 1 for metrics, _ in alone)
+    assert run_distributed(evaluate_tables, str(tmp_path), folder=tmp_path / "returned") == [alone, alone]
