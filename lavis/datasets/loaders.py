@@ -11,7 +11,7 @@ Letters: N samples, W processes, B samples per process and batch, G = B * W samp
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 

@@ -292,6 +292,10 @@ class BaseDataset(Dataset[Sample]):
         """Where row `index` stands: its file's name and its place there."""
         return str(self.rows[index]["label"])
 
+    def content_of(self, row: Row) -> Any:
+        """What no two rows should have in common: the whole of a training row, the result id of another."""
+        return {key: value for key, value in row.items() if key != "label"} if self.training else row.get("image_id")
+
     def label_of(self, index: int) -> str:
         """The row label of sample `index`."""
         return self.row_label(index % len(self.rows))

@@ -39,7 +39,9 @@ def find_shards(storages: Sequence[str], *, key: str, roots: Sequence[Path]) -> 
     for storage in storages:
         text = str(storage)
         if text.startswith(REMOTE):
-            raise ConfigError(f"{key} is {text!r}; accepted: paths of this machine (fetch the shards first; nothing is fetched here)")
+            raise ConfigError(
+                f"{key} is {text!r}; accepted: paths of this machine (fetch the shards first; nothing is fetched here)"
+            )
         found, absent = _expand(text, roots)
         if not found:
             tried = " or ".join(str(root / resolve(text)) for root in roots)
@@ -90,7 +92,8 @@ class Catalogue:
     """Shards with an index, S of them, and what each holds.
 
     `starts` [S + 1]: the first sample of each shard, and their number. `labels`: the shards' paths from their common folder.
-    Shards that hold what an earlier one holds are left out, and named in `problems` with those that are `missing` or damaged.
+    Shards that hold what an earlier one holds are left out, and told with those that are `missing` (`absent`); what is wrong with
+    others is in `problems`.
     """
 
     def __init__(self, tars: Sequence[str], kind: str, *, cache: Path, missing: Sequence[str] = ()) -> None:
@@ -119,8 +122,7 @@ class Catalogue:
         for tar in missing:
             expected = expected_samples(tar)
             self.absent.append((tar, f"missing shard: {tar}", 1 if expected is None else expected))
-        for tar, reason, count in self.absent:
-            self.problems.append((tar, reason))
+        for _, reason, count in self.absent:
             self.left_out[reason.partition(":")[0]] += count
         self.starts = np.append(0, np.cumsum(counts)).astype(np.int64)
         folder = os.path.commonpath([os.path.dirname(tar) for tar in self.tars]) if self.tars else ""
@@ -139,6 +141,14 @@ class Catalogue:
         shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
         return shard, sample - int(self.starts[shard])
 
+    def entries(self) -> Iterator[tuple[str, str, int]]:
+        """(shard or sample, why it is left out, how many samples), read from the indexes."""
+        yield from self.absent
+        for shard in self._damaged:
+            label = self.labels[shard]
+            for key, reason, count in Shard(self.indexes[shard]).left_out():
+                yield f"{label}:{key}" if key else label, reason, count
+
     def firsts(self, shard: int) -> Any:
         """The first sample of each picture of a shard, counted from the shard's (see `Shard.firsts`)."""
         return Shard(self.indexes[shard]).firsts()
@@ -154,13 +164,8 @@ class LeftOut(Sequence[tuple[str, str]]):
         return sum(self._catalogue.left_out.values())
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        catalogue = self._catalogue
-        for tar, reason, count in catalogue.absent:
-            yield from itertools.repeat((tar, reason), count)
-        for shard in catalogue._damaged:
-            for key, reason, count in Shard(catalogue.indexes[shard]).left_out():
-                label = f"{catalogue.labels[shard]}:{key}" if key else catalogue.labels[shard]
-                yield from itertools.repeat((label, reason), count)
+        for label, reason, count in self._catalogue.entries():
+            yield from itertools.repeat((label, reason), count)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

@@ -260,14 +260,13 @@ def _members(stream: IO[bytes], size: int, problems: list[str]) -> Iterator[tarf
         problems.append("compressed tar: samples of it cannot be read by their place; unpack it (gunzip)")
         return
     try:
-        archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115: the stream is the caller's, there is nothing to close
+        archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 (the caller closes the stream)
     except tarfile.TarError as error:
         problems.append(f"not a tar: {error}")
         return
     try:
         while (member := archive.next()) is not None:
             yield member
-            archive.members = []  # which it would keep
     except tarfile.TarError:
         problems.append("cut short: the file ends within a member")
         return

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ class OpenFiles:
         offset, size = self.index(shard).place(picture)
 
         def read() -> bytes:
-            tar: IO[bytes] = self._tars.get(str(shard), lambda: open(self._catalogue.tars[shard], "rb", buffering=0))
+            tar: IO[bytes] = self._tars.get(str(shard), lambda: Path(self._catalogue.tars[shard]).open("rb", 0))
             tar.seek(offset)
             return self.read_bytes(tar, size if limit is None else min(size, limit))
 
@@ -149,8 +150,9 @@ class ShardDataset(ImageDataset):
     def _log_dropped(self) -> None:
         for tar, problem in self.catalogue.problems[:MAX_NAMED]:
             logger.warning("dataset %s, %s: shard %s: %s", self.name, self.split, tar, problem)
-        for label, reason in self.dropped[:MAX_NAMED]:
-            logger.warning("dataset %s, %s: row %s left out: %s", self.name, self.split, label, reason)
+        for label, reason, count in itertools.islice(self.catalogue.entries(), MAX_NAMED):
+            what = f"row {label}" if count == 1 else f"{count} rows of {label}"
+            logger.warning("dataset %s, %s: %s left out: %s", self.name, self.split, what, reason)
         if self.dropped:
             counts = ", ".join(f"{count} {reason}" for reason, count in self.catalogue.left_out.most_common())
             total = f"{len(self.dropped)} rows left out ({counts}), {len(self.rows)} kept, in {len(self.catalogue.tars)} shards"
@@ -167,6 +169,14 @@ class ShardDataset(ImageDataset):
             together=self.together,
             repeat=self.repeat,
         )
+
+    def content_of(self, row: Row) -> Any:
+        """The key and what the row says: the same in two shards, it is a sample that is there twice."""
+        named, _, key = row["label"].rpartition(":")
+        given = {name: value for name, value in row.items() if name not in ("image", "label")}
+        if str(given["image_id"]).startswith(f"{named}:"):  # not given
+            del given["image_id"]
+        return [key, given]
 
     def decode(self, image: str) -> Image.Image:
         shard, picture = map(int, image.split())
@@ -187,9 +197,11 @@ class ShardDataset(ImageDataset):
         shards = np.flatnonzero(np.diff(self.catalogue.starts))
         for shard in shards[np.linspace(0, len(shards) - 1, min(len(shards), PROBED_SHARDS)).astype(int)].tolist():
             low, high = self.catalogue.starts[shard : shard + 2].tolist()
-            reasons = list(self._reasons(range(low, high)[: PROBED_ROWS]))
+            reasons = list(self._reasons(range(low, high)[:PROBED_ROWS]))
             if reasons:
-                raise AnnotationError(f"{self.catalogue.tars[shard]}: no usable row among {len(reasons)}; {'; '.join(reasons[:3])}")
+                raise AnnotationError(
+                    f"{self.catalogue.tars[shard]}: no usable row among {len(reasons)}; {'; '.join(reasons[:3])}"
+                )
 
     def _reasons(self, rows: Sequence[int]) -> Iterator[str]:
         """Why each of the rows cannot be used; nothing where one can be."""

@@ -48,6 +48,8 @@ def regions(first: int, counts: list[int]) -> dict[str, Any]:
     members: dict[str, Any] = {}
     for number, count in enumerate(counts, first):
         members[f"{number:06d}.jpg"] = picture(number)
-        rows = [{"image_id": f"i{number}", "bbox": [n % 20, 2, 10, 12], "caption": f"region {n} of {number}"} for n in range(count)]
+        rows = [
+            {"image_id": f"i{number}", "bbox": [n % 20, 2, 10, 12], "caption": f"region {n} of {number}"} for n in range(count)
+        ]
         members[f"{number:06d}.json"] = {"rows": rows}
     return members
