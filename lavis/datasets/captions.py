@@ -170,7 +170,8 @@ class ImageDataset(CaptionedDataset):
             with Image.open(source) as picture:
                 return picture if self.headers_only else picture.convert("RGB")
         except Exception as error:  # a broken file makes Pillow's decoders raise almost anything; it costs this row only
-            raise BadSample(f"broken image: {name} ({type(error).__name__}: {error})") from error
+            why = str(error).replace(repr(source), name)  # an address in memory says nothing, and is another in every run
+            raise BadSample(f"broken image: {name} ({type(error).__name__}: {why})") from error
 
     def load_picture_and_text(self, row: Row, rng: np.random.RandomState) -> tuple[Sample, tuple[int, int]]:
         """The sample of a parsed row without its box, and the picture's (width, height) in pixels."""

@@ -2,8 +2,8 @@
 
 A shard is a tar of pictures and texts, as webdataset and img2dataset write it: members of one key belong together,
 `<key>.jpg` (or another picture) with `<key>.json`, `<key>.txt`, or both. The JSON is {"caption": text, ...}, or
-{"rows": [{"image_id", "caption", "bbox"}, ...]} where a picture has several captions or regions (tools/make_shards.py). Keys are
-unique within a shard. What cannot be used is left out here, named and counted.
+{"rows": [{"image_id", "caption", "bbox"}, ...]} where a picture has several captions or regions (tools/make_shards.py); there,
+"size" may say of what width and height the boxes are, where it is not the picture's. Keys are unique within a shard. What cannot be used is left out here, named and counted.
 
 The index holds the rows of a shard, checked, and the place of each picture, so that any sample can be read by itself. It is
 made in one pass over the headers and texts, and lies beside the shard or, where that folder cannot be written, in the cache.
@@ -70,8 +70,8 @@ class Shard:
 
     def __init__(self, path: str) -> None:
         self._file = safe_open(path, framework="np")
-        names = ("rows", "row_ends", "picture_of", "offset", "size")
-        self._rows, self._row_ends, self._picture_of, self._offset, self._size = map(self._file.get_slice, names)
+        names = ("rows", "row_ends", "picture_of", "offset", "size", "frame")
+        self._rows, self._row_ends, self._picture_of, self._offset, self._size, self._frame = map(self._file.get_slice, names)
 
     def row(self, sample: int) -> Row:
         """The checked row of a sample, with its `key`, its `picture` (a number), and its `place` where the picture has more."""
@@ -82,6 +82,11 @@ class Shard:
 
     def place(self, picture: int) -> Place:
         return int(self._offset[picture : picture + 1][0]), int(self._size[picture : picture + 1][0])
+
+    def frame(self, picture: int) -> tuple[int, int] | None:
+        """The width and height in which the boxes of a picture are given; None: those that it has."""
+        width, height = self._frame[picture : picture + 1][0].tolist()
+        return (width, height) if width else None
 
     def firsts(self) -> NDArray[np.int64]:
         """The first sample of each picture, and the number of samples [P + 1]."""
@@ -142,12 +147,12 @@ def _identity(tar: str) -> str:
 def make_index(tar: str, kind: str) -> tuple[dict[str, NDArray[Any]], Summary]:
     """The arrays of the index of a shard, and what it says."""
     found, problem = _read(tar)
-    rows, row_ends, counts, places = bytearray(), [0], [], []
+    rows, row_ends, counts, places, frames = bytearray(), [0], [], [], []
     left_out: list[tuple[str, str, int]] = []
     for key, members in found.items():
         left_out.extend((key, f"duplicate key: {name} is there again", 1) for name in members.again)
         try:
-            good, bad = _rows(key, members, kind)
+            good, bad, frame = _rows(key, members, kind)
         except BadSample as error:
             left_out.append((key, error.reason, 1))
             continue
@@ -159,6 +164,7 @@ def make_index(tar: str, kind: str) -> tuple[dict[str, NDArray[Any]], Summary]:
             row_ends.append(len(rows))
         counts.append(len(good))
         places.append(members.pictures[0][1])
+        frames.append(frame)
     samples = sum(counts)
     if problem:
         left_out.append(("", *_lost(tar, problem, samples + sum(count for _, _, count in left_out))))
@@ -172,6 +178,7 @@ def make_index(tar: str, kind: str) -> tuple[dict[str, NDArray[Any]], Summary]:
         "picture_of": np.repeat(np.arange(len(counts), dtype=np.int32), counts),
         "offset": np.asarray([offset for offset, _ in places], dtype=np.int64),
         "size": np.asarray([size for _, size in places], dtype=np.int64),
+        "frame": np.asarray(frames, dtype=np.int32).reshape(-1, 2),
         "firsts": np.append(0, np.cumsum(counts)).astype(np.int64),
         "left_out": np.frombuffer(json.dumps(left_out).encode(), dtype=np.uint8),
     }
@@ -179,15 +186,16 @@ def make_index(tar: str, kind: str) -> tuple[dict[str, NDArray[Any]], Summary]:
     return arrays, Summary(len(counts), samples, dropped, problem, digest)
 
 
-def _rows(key: str, members: _Found, kind: str) -> tuple[list[Row], list[tuple[str, str, int]]]:
-    """The rows of a picture that can be used, and what is left out of it. BadSample where none can be."""
+def _rows(key: str, members: _Found, kind: str) -> tuple[list[Row], list[tuple[str, str, int]], list[int]]:
+    """The rows of a picture that can be used, what is left out of it, and the size of its boxes' frame (0: its own). BadSample
+    where none can be used."""
     if members.cut:
         raise BadSample("cut short: the shard ends within this picture or its text")
     if not members.pictures:
         raise BadSample(f"missing image: no {key}.jpg, nor another kind of picture")
     if not members.pictures[0][1][1]:
         raise BadSample("broken image: the file is empty")
-    given = _texts(key, members.texts)
+    given, frame = _texts(key, members.texts)
     good, bad = [], []
     for place, row in enumerate(given):
         try:
@@ -199,11 +207,11 @@ def _rows(key: str, members: _Found, kind: str) -> tuple[list[Row], list[tuple[s
             good.append(parsed)
         except BadSample as error:
             bad.append((f"{key}[{place}]" if len(given) > 1 else key, error.reason, 1))
-    return good, bad
+    return good, bad, frame
 
 
-def _texts(key: str, texts: dict[str, bytes]) -> list[Row]:
-    """The rows of the text members of a key. BadSample where there are none, or they cannot be read."""
+def _texts(key: str, texts: dict[str, bytes]) -> tuple[list[Row], list[int]]:
+    """The rows of the text members of a key, and the size that they state. BadSample where there are none, or they cannot be read."""
     if not texts:
         raise BadSample(f"missing caption: neither {key}.json nor {key}.txt")
     try:
@@ -212,10 +220,12 @@ def _texts(key: str, texts: dict[str, bytes]) -> list[Row]:
             row["caption"] = texts["txt"].decode()
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadSample(f"broken text: {type(error).__name__}: {error}") from error
-    rows = row.get("rows") if isinstance(row, dict) and "rows" in row else [row]
-    if not isinstance(rows, list) or not rows or not all(isinstance(part, dict) for part in rows):
-        raise BadSample(f"broken text: {key}.json holds {str(row)[:60]!r}; accepted: an object with caption, or with rows")
-    return rows
+    rows, frame = (row.get("rows"), row.get("size") or [0, 0]) if isinstance(row, dict) and "rows" in row else ([row], [0, 0])
+    well = isinstance(rows, list) and rows and all(isinstance(part, dict) for part in rows)
+    if not well or not isinstance(frame, list) or len(frame) != 2 or not all(type(side) is int for side in frame):
+        accepted = "an object with caption, or with rows and, if wished, size [width, height]"
+        raise BadSample(f"broken text: {key}.json holds {str(row)[:60]!r}; accepted: {accepted}")
+    return rows, frame
 
 
 # Reading a tar

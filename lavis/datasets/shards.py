@@ -36,7 +36,7 @@ from lavis.datasets.captions import KEPT_IMAGES, CaptionDataset, ImageDataset
 from lavis.datasets.convert.batch import available_cores
 from lavis.datasets.orders import Order, ShardOrder
 from lavis.datasets.regions import RegionDataset
-from lavis.datasets.samples import MAX_NAMED, AnnotationError, BadSample, BaseDataset, RecentlyUsed, Row, logger
+from lavis.datasets.samples import MAX_NAMED, AnnotationError, BadSample, RecentlyUsed, Row, logger
 from lavis.datasets.shard_catalogue import Catalogue, LeftOut, find_shards, make_indexes
 from lavis.datasets.shard_index import Shard
 
@@ -67,7 +67,7 @@ class OpenFiles:
         offset, size = self.index(shard).place(picture)
 
         def read() -> bytes:
-            tar: IO[bytes] = self._tars.get(str(shard), lambda: Path(self._catalogue.tars[shard]).open("rb", 0))
+            tar: IO[bytes] = self._tars.get(str(shard), lambda: io.FileIO(self._catalogue.tars[shard]))
             tar.seek(offset)
             return self.read_bytes(tar, size if limit is None else min(size, limit))
 
@@ -101,10 +101,10 @@ class ShardRows(Sequence[Row]):
             return [self[i] for i in range(*index.indices(len(self)))]
         shard, sample = self._catalogue.find(range(len(self))[index])
         row = self._files.index(shard).row(sample)
-        key, place = row.pop("key"), row.pop("place", None)
+        key, place, picture = row.pop("key"), row.pop("place", None), row.pop("picture")
         named = f"{self._catalogue.labels[shard]}:{key}"
         row.setdefault("image_id", named)
-        return {**row, "image": f"{shard} {row.pop('picture')}", "label": named if place is None else f"{named}[{place}]"}
+        return {**row, "image": f"{shard} {picture}", "label": named if place is None else f"{named}[{place}]"}
 
     def digest(self) -> str:
         """sha256 of what all shards hold."""
@@ -178,6 +178,11 @@ class ShardDataset(ImageDataset):
             del given["image_id"]
         return [key, given]
 
+    def read_image(self, image: str, rng: np.random.RandomState) -> tuple[Any, tuple[int, int]]:
+        processed, size = super().read_image(image, rng)
+        shard, picture = map(int, image.split())
+        return processed, self._open_files.index(shard).frame(picture) or size
+
     def decode(self, image: str) -> Image.Image:
         shard, picture = map(int, image.split())
         name = f"picture {picture} of {self.catalogue.tars[shard]}"
@@ -228,9 +233,8 @@ class RegionShardDataset(ShardDataset, RegionDataset):
 
 
 class ShardBuilder(BaseDatasetBuilder):
-    """What the builders of shards share: `storage` is a pattern, or a list of them."""
+    """What the builders of shards share: `storage` is a pattern, or a list of them; `train` is the only split."""
 
-    eval_dataset_cls = BaseDataset  # none is built
     split_keys = ("storage", "dataset_repeat_num")
 
     def __init__(self, cfg: Mapping[str, Any] | None = None, *, cache_root: str | Path | None = None) -> None:
@@ -248,11 +252,6 @@ class ShardBuilder(BaseDatasetBuilder):
         key = self._key(*self.annotations_at, split, self.storage_key)
         found, self.missing = find_shards(storages, key=key, roots=(Path.cwd(), self.cache_root))
         return [Path(tar) for tar in found]
-
-    def dataset_class(self, split: str) -> type[BaseDataset]:
-        if split != "train":
-            raise ConfigError(f"{self._key(*self.annotations_at, split)}: shards are for training; accepted: train")
-        return self.train_dataset_cls
 
     def _sources(self, split: str) -> dict[str, Any]:
         vis_processor, text_processor = self._processors(split)

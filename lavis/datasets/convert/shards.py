@@ -1,8 +1,9 @@
 """Pictures and their rows to webdataset shards, for the builders of `lavis.datasets.shards`.
 
 A shard is an uncompressed tar of `<key>.jpg` (the picture as it lies on disk, whatever its kind) and `<key>.json`:
-{"image": path, "rows": [{"image_id", "caption"}, ...]}, and for regions each row has "bbox", [x, y, w, h] in pixels of the stored
-picture. A picture is stored once with all its rows. `webdataset.TarWriter` writes them; the package's ShardWriter writes shards
+{"image": path, "rows": [{"image_id", "caption"}, ...]}, and for regions each row has "bbox", [x, y, w, h] in pixels. Beside rows,
+"size" is the [width, height] of a picture that was made smaller: its boxes are those of the file it was made of, so that they give
+the same numbers. A picture is stored once with all its rows. `webdataset.TarWriter` writes them; the package's ShardWriter writes shards
 one after another under their final names, so that it can neither use several processes nor leave only whole shards behind.
 
 What goes where is decided before the first shard is written, and kept in a plan on disk, which the processes share: so
@@ -158,12 +159,14 @@ def write_shard(job: Job) -> list[Note]:
     with replacing(job.target) as stream, TarWriter(stream, encoder=False, mtime=0, user="", group="", mode=0o644) as writer:
         for key, rows in planned(job):
             try:
-                suffix, content, scale = read_picture(job.images / rows[0]["image"], max_side=job.max_side)
+                suffix, content, size = read_picture(job.images / rows[0]["image"], max_side=job.max_side)
             except BadItem as error:
                 kind, _, rest = str(error).partition(": ")
                 notes.append((kind, f"{rest}, {len(rows)} rows"))
                 continue
-            texts = json.dumps({"image": rows[0]["image"], "rows": [_stored(row, scale) for row in rows]}, ensure_ascii=False)
+            stored = [{name: value for name, value in row.items() if name != "image"} for row in rows]
+            about = {"image": rows[0]["image"], **({"size": size} if size else {}), "rows": stored}
+            texts = json.dumps(about, ensure_ascii=False)
             writer.write({"__key__": key, suffix: content, "json": texts.encode("utf-8", "surrogatepass")})
             written += 1
         if not written:
@@ -176,22 +179,14 @@ def write_shard(job: Job) -> list[Note]:
     return notes
 
 
-def _stored(row: Row, scale: tuple[float, float]) -> Row:
-    """A row as it is stored, without the picture's path, its box in pixels of the stored picture."""
-    kept = {key: value for key, value in row.items() if key != "image"}
-    if "bbox" in kept and scale != (1.0, 1.0):
-        kept["bbox"] = [value * scale[axis % 2] for axis, value in enumerate(kept["bbox"])]
-    return kept
-
-
-def read_picture(path: Path, *, max_side: int | None) -> tuple[str, bytes, tuple[float, float]]:
-    """The suffix and the bytes of a picture, and by how much x and y are scaled: as it lies on disk, or where a side is longer
-    than `max_side` pixels, a smaller JPEG. Only then it is decoded. BadItem for one that is missing or cannot be read."""
+def read_picture(path: Path, *, max_side: int | None) -> tuple[str, bytes, list[int] | None]:
+    """The suffix and the bytes of a picture: as it lies on disk, or where a side is longer than `max_side` pixels, a smaller JPEG,
+    with the [width, height] that it had. Only then it is decoded. BadItem for one that is missing or cannot be read."""
     if not path.is_file():
         raise BadItem(f"missing image: {path}")
     content = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with Image.open(path) as picture:
             width, height = picture.size
             suffix = path.suffix[1:].lower()
             if suffix not in PICTURES:
@@ -199,7 +194,7 @@ def read_picture(path: Path, *, max_side: int | None) -> tuple[str, bytes, tuple
             if max_side is None or max(width, height) <= max_side:
                 if suffix not in PICTURES:
                     raise BadItem(f"image of another kind: {path} ({picture.format}; accepted: {', '.join(PICTURES)})")
-                return suffix, content, (1.0, 1.0)
+                return suffix, content, None
             ratio = max_side / max(width, height)
             size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
             smaller = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
@@ -209,7 +204,7 @@ def read_picture(path: Path, *, max_side: int | None) -> tuple[str, bytes, tuple
         raise BadItem(f"broken image: {path} ({type(error).__name__}: {error})") from error
     stream = io.BytesIO()
     smaller.save(stream, format="JPEG", quality=QUALITY)
-    return "jpg", stream.getvalue(), (size[0] / width, size[1] / height)
+    return "jpg", stream.getvalue(), [width, height]
 
 
 def write_manifest(found: dict[str, Job], *, planned_rows: int, left_out: dict[str, int]) -> dict[str, Any]:
@@ -217,7 +212,7 @@ def write_manifest(found: dict[str, Job], *, planned_rows: int, left_out: dict[s
     shards: dict[str, Any] = {}
     job = next(iter(found.values()))
     for name, each in found.items():
-        index = find_index(str(each.target), each.kind, each.output)
+        index = find_index(str(each.target), each.kind, each.output) if each.target.is_file() else None
         if index is not None:
             size = each.target.stat().st_size
             shards[name] = {"pictures": index[1].pictures, "samples": index[1].samples, "bytes": size}
