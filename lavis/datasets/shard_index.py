@@ -3,7 +3,8 @@
 A shard is a tar of pictures and texts, as webdataset and img2dataset write it: members of one key belong together,
 `<key>.jpg` (or another picture) with `<key>.json`, `<key>.txt`, or both. The JSON is {"caption": text, ...}, or
 {"rows": [{"image_id", "caption", "bbox"}, ...]} where a picture has several captions or regions (tools/make_shards.py); there,
-"size" may say of what width and height the boxes are, where it is not the picture's. Keys are unique within a shard. What cannot be used is left out here, named and counted.
+"size" may give the [width, height] that the boxes are of, where it is not the picture's. Keys are unique within a shard. What
+cannot be used is left out here, named and counted.
 
 The index holds the rows of a shard, checked, and the place of each picture, so that any sample can be read by itself. It is
 made in one pass over the headers and texts, and lies beside the shard or, where that folder cannot be written, in the cache.
@@ -211,7 +212,7 @@ def _rows(key: str, members: _Found, kind: str) -> tuple[list[Row], list[tuple[s
 
 
 def _texts(key: str, texts: dict[str, bytes]) -> tuple[list[Row], list[int]]:
-    """The rows of the text members of a key, and the size that they state. BadSample where there are none, or they cannot be read."""
+    """The rows of the text members of a key, and the size that they state. BadSample where none can be read."""
     if not texts:
         raise BadSample(f"missing caption: neither {key}.json nor {key}.txt")
     try:
@@ -220,6 +221,8 @@ def _texts(key: str, texts: dict[str, bytes]) -> tuple[list[Row], list[int]]:
             row["caption"] = texts["txt"].decode()
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadSample(f"broken text: {type(error).__name__}: {error}") from error
+    rows: Any
+    frame: Any
     rows, frame = (row.get("rows"), row.get("size") or [0, 0]) if isinstance(row, dict) and "rows" in row else ([row], [0, 0])
     well = isinstance(rows, list) and rows and all(isinstance(part, dict) for part in rows)
     if not well or not isinstance(frame, list) or len(frame) != 2 or not all(type(side) is int for side in frame):

@@ -2,8 +2,8 @@
 
 A shard is an uncompressed tar of `<key>.jpg` (the picture as it lies on disk, whatever its kind) and `<key>.json`:
 {"image": path, "rows": [{"image_id", "caption"}, ...]}, and for regions each row has "bbox", [x, y, w, h] in pixels. Beside rows,
-"size" is the [width, height] of a picture that was made smaller: its boxes are those of the file it was made of, so that they give
-the same numbers. A picture is stored once with all its rows. `webdataset.TarWriter` writes them; the package's ShardWriter writes shards
+"size" is the [width, height] of a picture before it was made smaller: its boxes stay as they were, so that they give the same
+numbers. A picture is stored once with all its rows. `webdataset.TarWriter` writes them; the package's ShardWriter writes shards
 one after another under their final names, so that it can neither use several processes nor leave only whole shards behind.
 
 What goes where is decided before the first shard is written, and kept in a plan on disk, which the processes share: so
@@ -180,8 +180,8 @@ def write_shard(job: Job) -> list[Note]:
 
 
 def read_picture(path: Path, *, max_side: int | None) -> tuple[str, bytes, list[int] | None]:
-    """The suffix and the bytes of a picture: as it lies on disk, or where a side is longer than `max_side` pixels, a smaller JPEG,
-    with the [width, height] that it had. Only then it is decoded. BadItem for one that is missing or cannot be read."""
+    """The suffix and the bytes of a picture: as it lies on disk, or where a side is longer than `max_side` pixels, a smaller
+    JPEG, with the [width, height] that it had. Only then it is decoded. BadItem for one that is missing or cannot be read."""
     if not path.is_file():
         raise BadItem(f"missing image: {path}")
     content = path.read_bytes()
