@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "evaluation": {"common", "datasets", "evaluation"},
     "models": {"common", "processors", "datasets.geometry", "models"},
     "tasks": {"common", "datasets", "evaluation", "tasks"},
-    "runners": {"common", "datasets.loaders", "datasets.samples", "tasks", "runners"},
+    "runners": {"common", "datasets.joined", "datasets.loaders", "datasets.samples", "tasks", "runners"},
 }
 
 

@@ -45,7 +45,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
 def run_straight(folder: Path, **options: Any) -> Straight:
     """The data, and the run that nothing happens to."""
     make_data(folder)
-    config = write_run(folder, **options)
+    return run_config(folder, write_run(folder, **options))
+
+
+def run_config(folder: Path, config: Path) -> Straight:
+    """The run of a configuration that nothing happens to."""
     process = start(config, folder / "straight")
     wait_for_log(process, folder / "straight", lines=0)
     begun = time.monotonic()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
@@ -148,22 +148,30 @@ class ImageDataset(CaptionedDataset):
         height) in pixels as it lies on disk. Do not change it in place: neighbours may share it."""
 
         def read() -> tuple[Any, tuple[int, int]]:
-            picture = self._decode(self.vis_root / image)
+            picture = self.decode(image)
             return self.vis_processor(picture, rng=rng), picture.size
 
         kept: tuple[Any, tuple[int, int]]
         kept = self._kept.get(image, read) if getattr(self.vis_processor, "deterministic", False) else read()
         return kept
 
-    def _decode(self, path: Path) -> Image.Image:
+    def decode(self, image: str) -> Image.Image:
+        """The picture that rows name so. BadSample where it is not there, or broken."""
+        path = self.vis_root / image
         if not path.is_file():
             raise BadSample(f"missing image: {path}")
+        if not path.stat().st_size:
+            raise BadSample(f"broken image: {path} (the file is empty)")
+        return self.open_picture(path, str(path))
+
+    def open_picture(self, source: Path | IO[bytes], name: str) -> Image.Image:
+        """A picture from a file or its bytes, in RGB."""
         try:
-            with Image.open(path) as picture:
+            with Image.open(source) as picture:
                 return picture if self.headers_only else picture.convert("RGB")
         except Exception as error:  # a broken file makes Pillow's decoders raise almost anything; it costs this row only
-            why = f"{type(error).__name__}: {error}" if path.stat().st_size else "the file is empty"
-            raise BadSample(f"broken image: {path} ({why})") from error
+            why = str(error).replace(repr(source), name)  # an address in memory says nothing, and is another in every run
+            raise BadSample(f"broken image: {name} ({type(error).__name__}: {why})") from error
 
     def load_picture_and_text(self, row: Row, rng: np.random.RandomState) -> tuple[Sample, tuple[int, int]]:
         """The sample of a parsed row without its box, and the picture's (width, height) in pixels."""

@@ -27,6 +27,7 @@ from lavis.datasets.builder import BaseDatasetBuilder
 from lavis.datasets.captions import KEPT_IMAGES, CaptionedDataset, ImageDataset
 from lavis.datasets.findings import NAMED, Findings, Hashes, SplitCheck
 from lavis.datasets.samples import AnnotationError, BadSample, BaseDataset, RecentlyUsed, Row
+from lavis.datasets.shards import ShardDataset
 from lavis.datasets.vqa import VQADataset
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,9 @@ def check_split(builder: BaseDatasetBuilder, split: str, *, depth: Depth, progre
         check.rows, check.dropped = dataset.rows_read, len(dataset.dropped)
         for label, reason in dataset.dropped:
             check.problems.add(_kind(reason), f"{label}: {reason}")
+        if isinstance(dataset, ShardDataset):
+            for tar, problem in dataset.catalogue.problems:
+                check.notes.add(_kind(problem), f"{tar}: {problem}")
         _load_rows(dataset, check, depth=depth, progress=progress)
         if not dataset.training:
             check.errors.extend(also(dataset))
@@ -212,9 +216,9 @@ class Prober(Dataset[Seen]):
         seen, rng = Seen(Findings(), Findings(), hashes), np.random.RandomState(0)
         for place, index in enumerate(indices):
             row = self.dataset.rows[index]
+            hashes.row[place] = _hash(self.dataset.content_of(row))
             label = row.pop("label")
             source = _hash(row.get(self.source)) if self.source else 0
-            hashes.row[place] = _hash(row if self.dataset.training else row.get("image_id"))
             hashes.source[place] = source
             if self.loaded[index]:
                 seen.loaded += 1

@@ -1,6 +1,6 @@
 """Loaders that know where they are.
 
-An epoch's order is a permutation that follows from (seed, epoch) alone; a position in it counts samples of
+An epoch's order is a permutation that follows from (seed, epoch) alone (`orders`); a position in it counts samples of
 all processes together. So a run can stop in the middle of an epoch and go on with other workers, another
 batch size or another number of processes, and no sample of the epoch is repeated or lost (but for a rest of
 fewer samples than there are processes, which is logged).
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lavis.common.modalities import task_name_of
 from lavis.common.seeding import mix
+from lavis.datasets.orders import Order, order_of
 from lavis.datasets.samples import Batch
 from lavis.datasets.workers import WatchedLoader
 
@@ -31,13 +31,7 @@ Key = tuple[int, int]  # (epoch, sample index)
 Bounds = tuple[int, int]  # the first position of a global batch, and the one after its last
 
 ORDERS = ("sequential", "round_robin", "sampled")
-_ORDER_STREAM, _MIXTURE_STREAM = 11, 12  # kept apart from the streams of samples and steps
-
-
-def epoch_order(size: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch: a permutation of `size` sample indices."""
-    rng = np.random.RandomState(mix(_ORDER_STREAM, seed, epoch) & 0xFFFFFFFF)
-    return rng.permutation(size).astype(np.int64)
+_MIXTURE_STREAM = 12  # kept apart from the streams of samples, steps and orders
 
 
 def count_batches(samples: int, *, batch_size: int, world_size: int) -> int:
@@ -69,7 +63,7 @@ class _PlannedBatches(Sampler[list[Key]]):
 
     def __init__(self) -> None:
         self.epoch = 0
-        self.order: Sequence[int] | NDArray[np.int64] = ()
+        self.order: Order | range = range(0)
         self.bounds: Callable[[], Iterator[Bounds]] = lambda: iter(())
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -182,7 +176,7 @@ class TaskLoader:
         sizes = {"batch_size": self.batch_size, "world_size": world_size}
         bounds = partial(batch_bounds, self._done, self._end, **sizes)
         self._planned.epoch = self._epoch
-        self._planned.order = epoch_order(self._size, seed=self.seed, epoch=self._epoch)
+        self._planned.order = order_of(self.dataset, seed=self.seed, epoch=self._epoch)
         self._planned.bounds = lambda: (share(bound, rank=rank, world_size=world_size) for bound in bounds())
         for batch, (_, high) in zip(self._loader, bounds(), strict=True):
             self._done = high

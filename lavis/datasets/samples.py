@@ -17,7 +17,6 @@ import json
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lavis.common.seeding import sample_rng
+from lavis.datasets.orders import Order
 
 logger = logging.getLogger(__name__)
 
@@ -210,14 +210,19 @@ class BaseDataset(Dataset[Sample]):
         self.repeat = dataset_repeat_num if self.training else 1
         self.files = [Path(path) for path in ann_paths]
         self.seed = 0
-        self.dropped: list[tuple[str, str]] = []  # (row, reason) of rows left out in reading
+        self._dropped: list[tuple[str, str]] = []
+        self.dropped: Sequence[tuple[str, str]] = self._dropped  # (row, reason) of rows left out in reading
         self.rows_read = 0  # of the files, those left out counted
-        file_of_row: list[int] = []
-        self.rows = PackedRows(self._rows(file_of_row))
-        self._file_of_row = np.asarray(file_of_row, dtype=np.int32)
+        self.read_rows()
         self._log_dropped()
 
     # What a subclass implements
+
+    def read_rows(self) -> None:
+        """Set `rows` from the files, all in memory, and note what is left out."""
+        file_of_row: list[int] = []
+        self.rows: PackedRows = PackedRows(self._rows(file_of_row))
+        self._file_of_row = np.asarray(file_of_row, dtype=np.int32)
 
     def parse(self, row: Row, label: str) -> Row:
         """The checked row with what `load` needs, JSON values only. BadSample when it is to be left out."""
@@ -238,6 +243,10 @@ class BaseDataset(Dataset[Sample]):
     def arrange(self, rows: Iterator[Row]) -> Iterable[Row]:
         """The rows in the order, or the groups, in which they are indexed."""
         return rows
+
+    def epoch_order(self, *, seed: int, epoch: int) -> Order | None:
+        """The order of an epoch, where the dataset is to be read in one of its own; None: any permutation will do."""
+        return None
 
     def draws_of(self, index: int) -> int:
         """The number that, with seed and epoch, decides the draws of sample `index`; samples may share one."""
@@ -283,6 +292,10 @@ class BaseDataset(Dataset[Sample]):
         """Where row `index` stands: its file's name and its place there."""
         return str(self.rows[index]["label"])
 
+    def content_of(self, row: Row) -> Any:
+        """What no two rows should have in common: the whole of a training row, the result id of another."""
+        return {key: value for key, value in row.items() if key != "label"} if self.training else row.get("image_id")
+
     def label_of(self, index: int) -> str:
         """The row label of sample `index`."""
         return self.row_label(index % len(self.rows))
@@ -325,19 +338,19 @@ class BaseDataset(Dataset[Sample]):
 
     def _parsed(self) -> Iterator[Row]:
         for number, path in enumerate(self.files):
-            kept, dropped, keys = 0, len(self.dropped), ""
+            kept, dropped, keys = 0, len(self._dropped), ""
             for label, row in self.read_file(path):
                 keys = keys or ", ".join(row)
                 self.rows_read += 1
                 try:
                     parsed = self.parse(row, label)
                 except BadSample as error:
-                    self.dropped.append((label, error.reason))
+                    self._dropped.append((label, error.reason))
                     continue
                 kept += 1
                 yield {**parsed, "label": label, "file": number}
             if not kept:
-                why = [f"{label}: {reason}" for label, reason in self.dropped[dropped : dropped + 3]]
+                why = [f"{label}: {reason}" for label, reason in self._dropped[dropped : dropped + 3]]
                 detail = f"{'; '.join(why)}. A row needs {self.needs}; the first has {keys}"
                 raise AnnotationError(f"{path}: no usable row: {detail if why else 'it has no rows'}")
 
@@ -349,48 +362,3 @@ class BaseDataset(Dataset[Sample]):
             summary = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
             kept = f"{len(self.dropped)} rows left out ({summary}), {len(self.rows)} kept"
             logger.warning("dataset %s, %s: %s", self.name, self.split, kept)
-
-
-class JoinedDataset(Dataset[Sample]):
-    """Several datasets of one modality in a row, for a task that trains on all of them."""
-
-    def __init__(self, datasets: Sequence[BaseDataset]) -> None:
-        modalities = sorted({dataset.modality for dataset in datasets})
-        if len(modalities) != 1:
-            raise ValueError(f"joined datasets share one modality, these have {modalities}")
-        self.datasets = list(datasets)
-        self.name = "+".join(dataset.name for dataset in datasets)
-        self.split, self.modality = datasets[0].split, modalities[0]
-        self._ends = np.cumsum([len(dataset) for dataset in datasets])
-        shared = all(dataset.share_inputs for dataset in datasets)
-        self.collater: Callable[[Sequence[Sample]], Batch] = partial(collate, share_inputs=shared)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)} in dataset {self.name}")
-        dataset, own = self._place(index)
-        return dataset[epoch, own]
-
-    def _place(self, index: int) -> tuple[BaseDataset, int]:
-        """The dataset of sample `index`, and the index there."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.datasets[number], index - (int(self._ends[number - 1]) if number else 0)
-
-    def label_of(self, index: int) -> str:
-        """Where the row of sample `index` stands: dataset, file and place."""
-        dataset, own = self._place(index)
-        return f"{dataset.label_of(own)} of {dataset.name}"
-
-    @property
-    def dropped(self) -> list[tuple[str, str]]:
-        """(row, reason) of the rows left out when the files were read."""
-        return [entry for dataset in self.datasets for entry in dataset.dropped]
-
-    def set_seed(self, seed: int) -> None:
-        """Set the seed of each dataset."""
-        for dataset in self.datasets:
-            dataset.set_seed(seed)

@@ -113,8 +113,8 @@ def test_pictures_are_decoded_once_for_neighbours(tmp_path: Path, monkeypatch: p
         processor = load_processor(name, {"image_size": SIZE})
         dataset = CaptionDataset(**options(tmp_path, ann, vis_processor=processor))
         decoded: list[Path] = []
-        decode = dataset._decode
-        monkeypatch.setattr(dataset, "_decode", lambda path, d=decode, log=decoded: log.append(path) or d(path))
+        decode = dataset.decode
+        monkeypatch.setattr(dataset, "decode", lambda path, d=decode, log=decoded: log.append(path) or d(path))
         for i in range(3):
             dataset[i]
         assert len(decoded) == expected

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lavis.datasets.captions import CaptionDataset
-from lavis.datasets.loaders import MixedLoader, TaskLoader, batch_bounds, epoch_order, eval_bounds, eval_loader, share
+from lavis.datasets.loaders import MixedLoader, TaskLoader, batch_bounds, eval_bounds, eval_loader, share
+from lavis.datasets.orders import permutation
 from lavis.datasets.samples import Batch
 from lavis.processors import load_processor
 from tests.datasets.files import options, write_images, write_json
@@ -60,10 +61,10 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
 
 
 def test_order_is_a_permutation_per_epoch() -> None:
-    orders = [tuple(epoch_order(50, seed=s, epoch=e)) for s, e in ((1, 0), (1, 1), (2, 0), (2**40, 0))]
+    orders = [tuple(permutation(50, seed=s, epoch=e)) for s, e in ((1, 0), (1, 1), (2, 0), (2**40, 0))]
     assert len(set(orders)) == 4 and all(sorted(order) == list(range(50)) for order in orders)
-    assert tuple(epoch_order(50, seed=1, epoch=1)) == orders[1]
-    assert epoch_order(6, seed=42, epoch=0).tolist() == [4, 0, 2, 3, 5, 1], "saved positions rely on it"
+    assert tuple(permutation(50, seed=1, epoch=1)) == orders[1]
+    assert permutation(6, seed=42, epoch=0).tolist() == [4, 0, 2, 3, 5, 1], "saved positions rely on it"
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lavis.datasets import samples
+from lavis.datasets.joined import JoinedDataset
 from lavis.datasets.samples import (
     AnnotationError,
     BadSample,
     BaseDataset,
-    JoinedDataset,
     PackedRows,
     RecentlyUsed,
     Row,

@@ -19,8 +19,8 @@ import torch
 
 from lavis.common.errors import ConfigError
 from lavis.datasets.captions import CaptionDataset
+from lavis.datasets.joined import JoinedDataset
 from lavis.datasets.loaders import MixedLoader, TaskLoader, eval_loader
-from lavis.datasets.samples import JoinedDataset
 from lavis.datasets.workers import FIELDS, LINGER, SampleError, WatchedDataset, WorkerDied
 from tests.datasets.files import options, write_images, write_json
 
