@@ -46,7 +46,9 @@ def coco(data: Path) -> Ids:
             picture(folder / "images" / coco_name(split, number), seed=number, mode="L" if number == GREY else "RGB")
     rows = [{"image": coco_name("val2014", n), "caption": [TEXTS[(i + k) % 4] for k in range(5)]} for i, n in enumerate(VAL2014)]
     write_json(folder / "annotations" / "coco_karpathy_test.json", rows)
-    train = [{"caption": TEXTS[k], "image": coco_name("train2014", n), "image_id": f"coco_{n}"} for n in TRAIN2014 for k in (0, 1)]
+    train = [
+        {"caption": TEXTS[k], "image": coco_name("train2014", n), "image_id": f"coco_{n}"} for n in TRAIN2014 for k in (0, 1)
+    ]
     write_json(folder / "annotations" / "coco_karpathy_train.json", train)
     return {"coco_caption": set(VAL2014), "coco_retrieval": set(range(len(VAL2014)))}
 
@@ -166,7 +168,11 @@ def make_refs(dataset: str, *, first: int) -> tuple[list[dict[str, Any]], dict[s
                 }
             )
             regions.setdefault(split, set()).add(f"{image_id}_box_{int(x)}_{int(y)}_{int(w)}_{int(h)}")
-    return refs, {"images": list(images.values()), "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}, regions
+    return (
+        refs,
+        {"images": list(images.values()), "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]},
+        regions,
+    )
 
 
 def refer(data: Path) -> Ids:
@@ -178,7 +184,9 @@ def refer(data: Path) -> Ids:
         write_refs(root / dataset / f"refs({split_by}).p", refs)
         for image in instances["images"]:
             picture(root / REFER_IMAGES / image["file_name"], seed=image["id"])
-        assert run("convert_refer", "--refs", root / dataset / f"refs({split_by}).p", "--images", root / "images", "--strict") == 0
+        assert (
+            run("convert_refer", "--refs", root / dataset / f"refs({split_by}).p", "--images", root / "images", "--strict") == 0
+        )
         ids[dataset] = regions["val"] if dataset == "refcocog" else regions["testA"] | regions["testB"]  # as the runs ask
     return ids
 
