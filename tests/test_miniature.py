@@ -146,6 +146,7 @@ def test_okvqa_without_spacy_is_refused_by_both(
 @pytest.mark.slow
 def test_a_table_has_a_cell_for_each(ended: Callable[[Run], Path], capsys: pytest.CaptureFixture[str]) -> None:
     outputs = [ended(run) for run in EVALUATIONS]
+    capsys.readouterr()
     assert tool("results_table", *outputs) == 0
     printed = capsys.readouterr()
     assert "(theirs)" in printed.out and not printed.err, "no run lost a sample"
@@ -217,10 +218,10 @@ def test_published_ground_truth_gives_the_same_numbers(
 
 
 def call(command: list[str], *, cwd: Path, **variables: str) -> str:
-    """stdout and stderr of a command that must succeed."""
+    """stdout of a command that must succeed."""
     done = subprocess.run(command, cwd=cwd, env={**runs.quiet_environment(), **variables}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return done.stdout
 
 
 def hugging_face_cache(small: Miniature, home: Path) -> Path:

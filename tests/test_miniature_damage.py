@@ -84,10 +84,10 @@ def problems(small: Miniature, run: Run, *more: str) -> dict[str, dict[str, Any]
         (VQA, "data/coco/annotations/answer_list.json", "not valid JSON"),
         (VQA, f"data/{TRUTH}", "is not a whole JSON file"),
         (SHAPES, f"data/{SHAPES_FILE}", "cannot be read as a pickle"),
-        (REFCOCO, "weights/regionblip_pretrain_opt2.7b.pth", "damaged or cut short"),
-        (REFCOCO, "weights/opt-2.7b/model.safetensors", "model.safetensors"),
+        (REFCOCO, "weights/regionblip_pretrain_opt2.7b.pth", "cannot be read; it may be truncated"),
+        (REFCOCO, "weights/opt-2.7b/model.safetensors", "Error while deserializing header"),
         (TRAIN, "data/Refer/refcoco/Refcoco_train.json", "not valid JSON"),
-        (TRAIN, "weights/eva_vit_g.pth", "damaged or cut short"),
+        (TRAIN, "weights/eva_vit_g.pth", "cannot be read; it may be truncated"),
     ],
 )
 def test_a_file_cut_short_is_named_by_both(
@@ -98,8 +98,8 @@ def test_a_file_cut_short_is_named_by_both(
     said = capsys.readouterr().out
     assert path.name in said and message in said and "all is well" not in said
     assert runs.start(small, run, small.root / "out") == 2
-    said = capsys.readouterr().err
-    assert path.name in said and message in said, said
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (path.name in said or path.parent.name in said) and message in said
     assert not (small.root / "out" / "evaluate.txt").exists()
 
 

@@ -93,7 +93,8 @@ class VQATask(BaseTask):
         under perQuestionType, of question.
 
         Of rows with one id, as a file gives that lists a question twice, the first is kept; the others are counted as
-        num_duplicates where there are any."""
+        num_duplicates where there are any.
+        """
         gathered = gather_rows(rows)
         rows = list({row["question_id"]: row for row in reversed(gathered)}.values())[::-1]
         kept = [{"question_id": row["question_id"], "answer": row["answer"]} for row in rows]
@@ -117,10 +118,13 @@ def ground_truth(dataset: Any) -> dict[Any, Any] | None:
     """{question id: answers} of an evaluation dataset, as its scoring takes them: VQA's own file, else the rows' answers.
 
     None, with a warning, where there are no answers. ConfigError for rows of which only some have answers, for questions that
-    VQA's own file does not list, and where GQA's answers are more than one.
+    VQA's own file does not list, for such a file that cannot be read, and where GQA's answers are more than one.
     """
     if dataset.truth_files:
-        truth = read_annotations(dataset.truth_files)
+        try:
+            truth = read_annotations(dataset.truth_files)
+        except ValueError as error:
+            raise ConfigError(f"dataset {dataset.name}, {dataset.split}: {error}") from error
         known = {str(key) for key in truth}
         strangers = [row["question_id"] for row in dataset.rows if str(row["question_id"]) not in known]
         if strangers:
