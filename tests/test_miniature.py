@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from lavis.common.checkpoint import load_checkpoint_file
 from lavis.evaluation.results_table import Result, read_run, tables
 from lavis.models import lemmatizer
-from tests import miniature
+from tests import miniature, parity
 from tests.miniature import Miniature, runs
 from tests.miniature.runs import Run
 from tests.tools.tool import run as tool
@@ -79,6 +81,16 @@ def test_every_configuration_is_run() -> None:
     assert {run.path for run in RUNS} | others == files and not {run.path for run in RUNS} & others
     assert set(QUICK) <= {str(run) for run in RUNS} and len({str(run) for run in RUNS}) == len(RUNS)
     assert {run.size for run in RUNS if run.path == "eval/refcoco+.yaml"} == set(miniature.LLMS)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("opt", "opt6.7b"), ("t5", "flant5xl")])
+def test_the_checkpoint_has_the_published_names(small: Miniature, kind: str, name: str) -> None:
+    """But for the numbers of layers."""
+    state = load_checkpoint_file(small.weights / f"regionblip_pretrain_{name}.pth")["model"]
+    listed = (parity.parity_dir() / "regionblip" / f"runner_saved_keys_{kind}.txt").read_text().split()
+    found, published = ({re.sub(r"\.\d+\.", ".N.", key) for key in keys} for keys in (state, listed))
+    assert found == published
+    parity.count_records(1)
 
 
 @pytest.mark.parametrize("run", marked(RUNS))

@@ -31,6 +31,10 @@ STAGE1_ONLY = re.compile(  # what a stage-2 file of LAVIS lacks
     r"(visual_encoder|llm|text_proj|itm_head|branches\.image\.itc_proj)\..*|temp|Qformer\.cls\..*|Qformer\.bert\.embeddings\..*"
     r"|Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*"
 )
+TIED = re.compile(
+    r".*\.position_ids|Qformer(_pc)?\.cls\.predictions\.decoder\..*|opt_model\.lm_head\.weight"
+    r"|t5_model\.(encoder|decoder)\.embed_tokens\.weight"
+)
 
 
 def nested(sizes: dict[str, Any]) -> dict[str, Any]:
@@ -78,13 +82,14 @@ def stage2(blip2: Any) -> dict[str, Tensor]:
 
 
 def regionblip_file(model: Any) -> dict[str, Any]:
-    """What the published runner keeps: trained parameters and buffers."""
+    """What the published runner keeps: trained parameters, buffers, and second names of tied tensors, frozen ones too."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     trained |= {name for name, _ in model.named_buffers()}
-    kept = {name: tensor for name, tensor in model.state_dict().items() if name in trained}
-    state, left_out = model.key_map.write(kept, "regionblip")
-    assert not left_out and {"query_tokens_img_region", "stage1_proj_pc.weight"} <= set(state)
-    return {"model": state, "optimizer": {}, "config": {}, "scaler": None, "epoch": 29}
+    names = {model.key_map.from_lavis(name, "regionblip") for name in trained}
+    state, left_out = model.key_map.write(model.state_dict(), "regionblip")
+    assert not left_out
+    kept = {name: tensor for name, tensor in state.items() if name in names or TIED.fullmatch(name)}
+    return {"model": kept, "optimizer": {}, "config": {}, "scaler": None, "epoch": 29}
 
 
 def eva_file(model: Any) -> dict[str, Tensor]:
