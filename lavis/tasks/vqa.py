@@ -96,7 +96,10 @@ class VQATask(BaseTask):
         num_duplicates where there are any.
         """
         gathered = gather_rows(rows)
-        rows = list({row["question_id"]: row for row in reversed(gathered)}.values())[::-1]
+        first: dict[Any, Row] = {}
+        for row in gathered:
+            first.setdefault(row["question_id"], row)
+        rows = list(first.values())
         kept = [{"question_id": row["question_id"], "answer": row["answer"]} for row in rows]
         path = save_result(kept, result_dir=result_dir, name=f"{split_name}_vqa_result")
         counts = count_samples(rows, path=path, unreadable="count as answered by nothing")
