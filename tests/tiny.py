@@ -64,7 +64,7 @@ def bert_folder(path: Path) -> str:
 
 
 @once
-def opt_folder(path: Path, *, dropout: float = 0.1) -> str:
+def opt_folder(path: Path, *, dropout: float = 0.1, width: int = 32) -> str:
     """An OPT folder with random weights and a GPT-2 style tokenizer."""
     path.mkdir(parents=True, exist_ok=True)
     bpe = ByteLevelBPETokenizer()
@@ -78,11 +78,11 @@ def opt_folder(path: Path, *, dropout: float = 0.1) -> str:
     OPTForCausalLM(
         OPTConfig(
             vocab_size=len(tokenizer),
-            hidden_size=32,
+            hidden_size=width,
             ffn_dim=64,
             num_hidden_layers=2,
             num_attention_heads=2,
-            word_embed_proj_dim=32,
+            word_embed_proj_dim=width,
             max_position_embeddings=128,
             dropout=dropout,
             init_std=0.2,
@@ -108,7 +108,7 @@ def _word_tokenizer(path: Path, *, bos: str | None) -> int:
 
 
 @once
-def t5_folder(path: Path) -> str:
+def t5_folder(path: Path, *, width: int = 32) -> str:
     """A T5 folder with random weights and a word tokenizer."""
     path.mkdir(parents=True, exist_ok=True)
     size = _word_tokenizer(path, bos=None)
@@ -116,7 +116,7 @@ def t5_folder(path: Path) -> str:
     T5ForConditionalGeneration(
         T5Config(
             vocab_size=size,
-            d_model=32,
+            d_model=width,
             d_kv=16,
             d_ff=64,
             num_layers=2,

@@ -24,6 +24,7 @@ FAMILIES = {"regionblip_opt": "RegionBLIP", "regionblip_t5": "RegionBLIP", "blip
 LANGUAGE_MODELS = {"opt-2.7b": "OPT-2.7B", "opt-6.7b": "OPT-6.7B", "flan-t5-xl": "Flan-T5-XL", "flan-t5-xxl": "Flan-T5-XXL"}
 DATASETS = {
     "coco_caption": "COCO",
+    "refcoco_crop_caption": "RefCOCO crops",
     "pointcloud_caption": "Objaverse",
     "scannet_refer": "ReferScanNet",
     "mobilenet40": "ModelNet40",

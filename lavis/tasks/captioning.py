@@ -15,6 +15,7 @@ from lavis.common.errors import ConfigError, listed, unknown
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
 from lavis.evaluation.caption import EXTRA, METRICS, build_ground_truth, metric_versions, score_captions
+from lavis.evaluation.ground_truth import read_references, some
 from lavis.evaluation.java_metrics import package_version
 from lavis.evaluation.score_file import write_scores
 from lavis.tasks.base_task import BaseTask, Row, batch_length, count_samples, gather_rows, save_result
@@ -55,6 +56,21 @@ class CaptionTask(BaseTask):
     def decoding(self) -> dict[str, Any]:
         """What captions are generated with: generate's keywords."""
         return {"use_nucleus_sampling": False} | {name: self.run_cfg[key] for name, key in DECODING.items()}
+
+    def before_evaluation(self, *, model: Any, dataset: Any) -> None:
+        """Looks whether ``run.annotation_file``, where it is there, lists every sample: at the end it would be too late."""
+        super().before_evaluation(model=model, dataset=dataset)
+        named = self.named_ground_truth(dataset) if self.run_cfg.report_metric and dist_utils.is_main_process() else None
+        if named is None or not named.is_file():
+            return
+        try:
+            known = {str(key) for key in read_references(named)}
+        except ValueError as error:
+            raise ConfigError(f"run.annotation_file: {error}") from error
+        strangers = [row["image_id"] for row in dataset.rows if str(row["image_id"]) not in known]
+        if strangers:
+            counts = f"{len(strangers)} of the {len(dataset.rows)} ids of {dataset.name}, {dataset.split}"
+            raise ConfigError(f"run.annotation_file {named} does not list {counts}: {some(strangers)}")
 
     @torch.no_grad()
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Row]:
@@ -116,16 +132,21 @@ class CaptionTask(BaseTask):
         logger.info("scores of each id, tokens, versions and settings: %s", beside)
         return dict(scores.metrics)
 
-    def ground_truth(self, dataset: Any, *, result_dir: Path, split_name: str) -> Path:
-        """``run.annotation_file`` (a path, or one per dataset name), made from the dataset's annotation where
-        there is no such file; null: ``<split>_ground_truth.json`` among the results, made anew."""
+    def named_ground_truth(self, dataset: Any) -> Path | None:
+        """``run.annotation_file`` for a dataset (it is a path, or one per dataset name); None where it is null."""
         named = self.run_cfg.annotation_file
         if named is not None and not isinstance(named, str):
             if dataset.name not in named:
                 raise ConfigError(f"run.annotation_file names {listed(named)}, but not dataset {dataset.name}")
             named = named[dataset.name]
-        path = resolve(named) if named else Path(result_dir) / f"{split_name}_ground_truth.json"
-        if not named or not path.is_file():
+        return resolve(named) if named else None
+
+    def ground_truth(self, dataset: Any, *, result_dir: Path, split_name: str) -> Path:
+        """``run.annotation_file``, made from the dataset's annotation where there is no such file; null:
+        ``<split>_ground_truth.json`` among the results, made anew."""
+        named = self.named_ground_truth(dataset)
+        path = named or Path(result_dir) / f"{split_name}_ground_truth.json"
+        if named is None or not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             build_ground_truth(dataset.references(), path)
             logger.info("ground truth of dataset %s written to %s", dataset.name, path)

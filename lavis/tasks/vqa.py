@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from lavis.common import dist_utils
 from lavis.common.errors import ConfigError, unknown
 from lavis.common.registry import registry
+from lavis.evaluation.ground_truth import some
 from lavis.evaluation.vqa import gqa_metrics, read_annotations, vqa_metrics
 from lavis.tasks.base_task import BaseTask, Row, batch_length, count_samples, gather_rows, save_result
 
@@ -89,11 +90,22 @@ class VQATask(BaseTask):
         self, rows: list[Row], *, split_name: str, epoch: int | str, result_dir: Path, dataset: Any
     ) -> dict[str, Any]:
         """Writes ``<split>_vqa_result.json`` and scores it: agg_metrics and, for VQA, an accuracy per type of answer and,
-        under perQuestionType, of question."""
-        rows = gather_rows(rows, unique="question_id")
+        under perQuestionType, of question.
+
+        Of rows with one id, as a file gives that lists a question twice, the first is kept; the others are counted as
+        num_duplicates where there are any.
+        """
+        gathered = gather_rows(rows)
+        first: dict[Any, Row] = {}
+        for row in gathered:
+            first.setdefault(row["question_id"], row)
+        rows = list(first.values())
         kept = [{"question_id": row["question_id"], "answer": row["answer"]} for row in rows]
         path = save_result(kept, result_dir=result_dir, name=f"{split_name}_vqa_result")
         counts = count_samples(rows, path=path, unreadable="count as answered by nothing")
+        if len(gathered) > len(rows):
+            counts["num_duplicates"] = len(gathered) - len(rows)
+            logger.warning("%s: %d rows repeat a question_id; the first of each is scored", path, counts["num_duplicates"])
         metrics: dict[str, Any] = {"agg_metrics": 0.0}
         truth = self.truth(dataset)
         if truth is not None:
@@ -108,11 +120,21 @@ class VQATask(BaseTask):
 def ground_truth(dataset: Any) -> dict[Any, Any] | None:
     """{question id: answers} of an evaluation dataset, as its scoring takes them: VQA's own file, else the rows' answers.
 
-    None, with a warning, where there are no answers. ConfigError for rows of which only some have answers, and where GQA's
-    have more than one.
+    None, with a warning, where there are no answers. ConfigError for rows of which only some have answers, for questions that
+    VQA's own file does not list, for such a file that cannot be read, and where GQA's answers are more than one.
     """
     if dataset.truth_files:
-        return read_annotations(dataset.truth_files)
+        try:
+            truth = read_annotations(dataset.truth_files)
+        except ValueError as error:
+            raise ConfigError(f"dataset {dataset.name}, {dataset.split}: {error}") from error
+        known = {str(key) for key in truth}
+        strangers = [row["question_id"] for row in dataset.rows if str(row["question_id"]) not in known]
+        if strangers:
+            counts = f"{len(strangers)} of the {len(dataset)} questions of {dataset.name}, {dataset.split}"
+            files = ", ".join(str(file) for file in dataset.truth_files)
+            raise ConfigError(f"{files}: no answers to {counts}: {some(strangers)}")
+        return truth
     answers = dataset.own_answers()
     if not answers:
         logger.warning("dataset %s, %s has no answers: results are written, not scored", dataset.name, dataset.split)

@@ -63,6 +63,22 @@ def evaluate(task: Any, dataset: Any, folder: Path) -> tuple[dict[str, Any], Any
     return evaluate_dataset(dataset, output_dir=folder / "out", **arguments), model
 
 
+def test_a_question_twice_is_counted_and_one_without_answers_is_told_first(tmp_path: Path) -> None:
+    rows = [
+        {"image": "x_1.png", "question": f"say {word}", "question_id": key} for word, key in (("red", 1), ("two", 2), ("no", 1))
+    ]
+    truth = [{"question_id": key, "answers": [{"answer": "red"}] * 4} for key in (1, 2)]
+    answers, file = write_json(tmp_path / "list.json", ["red"]), write_json(tmp_path / "truth.json", {"annotations": truth})
+    metrics, _ = evaluate(task_of(tmp_path), dataset_of(tmp_path, answers, file, rows=rows), tmp_path)
+    assert (metrics["num_duplicates"], metrics["num_samples"], metrics["overall"]) == (1, 2, 50.0), "the first counts"
+    stranger = dataset_of(tmp_path, answers, file, rows=[*rows[:2], {**rows[2], "question_id": 7}])
+    with pytest.raises(ConfigError, match=r"truth\.json: no answers to 1 of the 3 questions of coco_vqa, val: 7"):
+        task_of(tmp_path).before_evaluation(model=None, dataset=stranger)
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(ConfigError, match=r"truth\.json is not a whole JSON file"):
+        task_of(tmp_path).before_evaluation(model=None, dataset=stranger)
+
+
 def test_rows_and_metrics_without_annotation_files(tmp_path: Path) -> None:
     task = task_of(tmp_path, prompt="'Question: {} Short answer:'")
     metrics, model = evaluate(task, dataset_of(tmp_path), tmp_path)
