@@ -113,11 +113,11 @@ def build_lr_scheduler(run_cfg: Any, optimizer: torch.optim.Optimizer, *, max_ep
 def build_optimizer(model: Any, run_cfg: Any) -> torch.optim.AdamW:
     """AdamW(0.9, beta2) over ``model.get_optimizer_params``.
 
-    Raises ConfigError where nothing is trainable, and where a trainable parameter is not float32 (AdamW's moments would not
-    be either, and small updates would vanish): freeze that part, or give it float32.
+    Raises ConfigError where nothing is trainable, and where a trainable parameter is in half precision (AdamW's moments would
+    be too, and small updates would vanish): freeze that part, or give it float32.
     """
     for name, param in model.named_parameters():
-        if param.requires_grad and param.dtype != torch.float32:
+        if param.requires_grad and param.dtype in (torch.float16, torch.bfloat16):
             kind = str(param.dtype).removeprefix("torch.")
             raise ConfigError(f"parameter {name} is trainable and {kind}; freeze that part or choose fp32 for it")
     scale = {} if run_cfg.lr_layer_decay == 1 else {"lr_scale": run_cfg.lr_layer_decay}

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from lavis.common.seeding import mix
-from lavis.datasets.orders import InterleavedOrder, Order, permutation
+from lavis.datasets.orders import InterleavedOrder, Order, own_order, permutation
 from lavis.datasets.samples import BaseDataset, Batch, Sample, collate
 
 
@@ -54,7 +54,7 @@ class JoinedDataset(Dataset[Sample]):
 
     def epoch_order(self, *, seed: int, epoch: int) -> Order | None:
         """An order of the epoch in which each dataset keeps its own, where one of them has one; else None."""
-        own = [dataset.epoch_order(seed=seed, epoch=epoch) for dataset in self.datasets]
+        own = [own_order(dataset, seed=seed, epoch=epoch) for dataset in self.datasets]
         if all(order is None for order in own):
             return None
         parts = [

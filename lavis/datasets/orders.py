@@ -38,8 +38,14 @@ def permutation(size: int, *, seed: int, epoch: int) -> Indices:
 
 def order_of(dataset: Any, *, seed: int, epoch: int) -> Order:
     """The order of an epoch of a dataset: its own, where it has one."""
-    own: Order | None = dataset.epoch_order(seed=seed, epoch=epoch) if hasattr(dataset, "epoch_order") else None
+    own = own_order(dataset, seed=seed, epoch=epoch)
     return permutation(len(dataset), seed=seed, epoch=epoch) if own is None else own
+
+
+def own_order(dataset: Any, *, seed: int, epoch: int) -> Order | None:
+    """The order that a dataset itself gives an epoch; None where it leaves that to the loader."""
+    order: Order | None = dataset.epoch_order(seed=seed, epoch=epoch) if hasattr(dataset, "epoch_order") else None
+    return order
 
 
 class PartialOrder:
