@@ -122,12 +122,12 @@ def test_a_training_ends_and_what_it_learned_is_evaluated(
     output = ended(run)
     lines = [json.loads(line) for line in (output / "log.txt").read_text().splitlines()]
     means = next(line["mean"] for line in lines if "mean" in line)
-    wanted = {"image_region"} if run.path == "train/regions.yaml" else {"image_region", "pointcloud", "pointcloud_region"}
+    wanted = runs.OWN_TRAININGS.get(run.path, {"image_region", "pointcloud", "pointcloud_region"})
     assert set(means) == wanted and lines[-1]["finished"]
     assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
     assert not lines[-1]["skipped"] and not any(lines[-1]["dropped_at_reading"].values())
     assert not (output / "evaluate.txt").exists(), "the configuration names no split to validate or test on"
-    if run.path == "train/regions.yaml":
+    if run.path in runs.OWN_TRAININGS:
         return
     for asked, _ in CAPTIONED:
         (evaluation,) = (other for other in EVALUATIONS if f"_{run.size}_" in other.path and asked in other.path)

@@ -42,12 +42,14 @@ class Miniature:
         }
 
     def own_regions(self) -> dict[str, str]:
-        """What train/regions.yaml asks for beside."""
+        """What train/regions.yaml and train/region_shards.yaml ask for beside."""
         return {
             "REGIONS": str(self.data / "Refer" / "refcoco" / "Refcoco_train.json"),
             "IMAGES": str(self.data / "Refer" / "images"),
             "EVA_VIT": str(self.weights / "eva_vit_g.pth"),
             "BLIP2": str(self.weights / "blip2_pretrained_opt2.7b.pth"),
+            "REGION_SHARDS": str(self.data / "shards" / "regions"),
+            "LAION": str(self.data / "shards" / "captions"),
         }
 
 
@@ -55,7 +57,7 @@ def build(root: Path) -> Miniature:
     """Generate everything below `root`."""
     data = root / "data"
     ids: dict[str, set[Any]] = {}
-    for part in (pictures.coco, pictures.vqav2, pictures.okvqa, pictures.gqa, pictures.refer, pictures.crops):
+    for part in (pictures.coco, pictures.vqav2, pictures.okvqa, pictures.gqa, pictures.refer, pictures.crops, pictures.shards):
         ids |= part(data)
     for part in (clouds.objaverse, clouds.scannet, clouds.modelnet40):
         ids |= part(data)

@@ -197,3 +197,15 @@ def crops(data: Path) -> Ids:
     tool = "prepare_blip2_zeroshot_RefcocoCrop"
     assert run(tool, "-a", ann, "-m", data / "Refer" / "images", "-o", out, "--workers", "1") == 0
     return {"refcoco_crop_caption": {path.stem for path in (out / "images").iterdir()}}
+
+
+def shards(data: Path) -> Ids:
+    """Regions and captions in shards, as tools/make_shards.py writes them of plain files."""
+    refer, coco_folder = data / "Refer", data / "coco"
+    captions = coco_folder / "annotations" / "coco_karpathy_train.json"
+    sources = {"regions": (refer / "refcoco" / "Refcoco_train.json", refer), "captions": (captions, coco_folder)}
+    for kind, (rows, folder) in sources.items():
+        out = data / "shards" / kind
+        words = ["write", "-a", rows, "--images", folder / "images", "-o", out, "--kind", kind, "--samples-per-shard", "8"]
+        assert run("make_shards", *words, "--workers", "1") == 0
+    return {}

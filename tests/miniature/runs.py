@@ -32,7 +32,8 @@ OVERRIDDEN = {
     "run.max_epoch": "size",  # of trainings
     "run.output_dir": "path",
 }
-OWN_REGIONS = ("REGIONS", "IMAGES", "EVA_VIT", "BLIP2")  # which train/regions.yaml says itself
+OWN_REGIONS = ("REGIONS", "IMAGES", "EVA_VIT", "BLIP2", "REGION_SHARDS", "LAION")  # which the files below say themselves
+OWN_TRAININGS = {"train/regions.yaml": {"image_region"}, "train/region_shards.yaml": {"image_region", "image"}}  # modalities
 METRICS = {  # of what a run's task promises, the numbers
     "captions": ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "agg_metrics"),
     "vqa": ("overall", "other", "agg_metrics"),
@@ -73,7 +74,7 @@ def all_runs() -> list[Run]:
 @contextlib.contextmanager
 def environment(miniature: Miniature, run: Run, **more: str) -> Iterator[dict[str, str]]:
     """The variables of a run, and no other of run_scripts/README.md. Java is not on the PATH, which for METEOR takes a while."""
-    given = miniature.environment(run.size) | (miniature.own_regions() if run.path == "train/regions.yaml" else {}) | more
+    given = miniature.environment(run.size) | (miniature.own_regions() if run.path in OWN_TRAININGS else {}) | more
     with pytest.MonkeyPatch.context() as patch:
         for name in documented_variables():
             patch.delenv(name, raising=False)
