@@ -92,6 +92,9 @@ class Captioner(Answering):
         past = [type(kv)(*(t.repeat_interleave(copies, dim=0) for t in kv)) for kv in looked.cache]
 
         def step(ids: Tensor, origin: Tensor | None) -> Tensor:
+            nonlocal past
+            if origin is not None and len(origin) < len(past[0].key):
+                past = [type(kv)(*(t[origin] for t in kv)) for kv in past]
             return qformer.lm_logits(qformer.lm_pass(ids, torch.ones_like(ids), past)[:, -1])
 
         decoded = decode(

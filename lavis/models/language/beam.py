@@ -34,12 +34,14 @@ from lavis.common import dist_utils
 from lavis.models.language.base import Decoding
 
 START_SCORE = -1e9
+KEEP_UP_TO = 0.75  # rows that are done leave the batch when at most this share of it goes on
 TOP_K = 50  # sampling draws among the 50 likeliest tokens at most: the default of transformers, which LAVIS leaves as it is
 
 Going = Callable[[bool], bool]  # some row is open here -> another step
 Processors = Callable[[Any, Any], Any]  # (tokens [B*K, L], scores [B*K, V]) -> scores
 
 # step(tokens [B*K, L], rows [B*K] into the previous step's rows, or None at the first step) -> next-token logits [B*K, V]
+# Beams stay within their row, as long as the number of rows is the same; rows that are done may leave, and the rest keep order.
 Step = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -58,6 +60,7 @@ class _Finished:
     size: int
     length_penalty: float
     beams: list[tuple[float, Tensor]] = field(default_factory=list)
+    is_done: bool = False  # nothing better can come
 
     def add(self, tokens: Tensor, log_prob: float) -> None:
         self.beams.append((log_prob / len(tokens) ** self.length_penalty, tokens))
@@ -159,26 +162,42 @@ def _beam_search(
     decoding: Decoding,
 ) -> Decoded:
     beams, device = decoding.num_beams, tokens.device
-    finished = [_Finished(beams, decoding.length_penalty) for _ in range(rows)]
-    done = [False] * rows
+    all_rows = [_Finished(beams, decoding.length_penalty) for _ in range(rows)]
+    open_rows = all_rows  # those that `tokens` has beams of
     scores = torch.full((rows, beams), START_SCORE, device=device)
     scores[:, 0] = 0.0
     origin: Tensor | None = None
-    while tokens.shape[1] < max_length and going(not all(done)):
+    while tokens.shape[1] < max_length and going(not all(row.is_done for row in open_rows)):
         log_probs = chain(tokens, F.log_softmax(step(tokens, origin).float(), dim=-1))
         vocabulary = log_probs.shape[-1]
-        candidates = (log_probs + scores.view(-1, 1)).view(rows, beams * vocabulary)
+        candidates = (log_probs + scores.view(-1, 1)).view(len(open_rows), beams * vocabulary)
         top = candidates.topk(max(2, 1 + len(eos)) * beams, dim=1)
-        chosen = _advance(top.values.cpu(), top.indices.cpu(), vocabulary, tokens, finished, done, eos, pad, beams)
-        scores = torch.tensor(chosen.scores, device=device).view(rows, beams)
+        chosen = _advance(top.values.cpu(), top.indices.cpu(), vocabulary, tokens, open_rows, eos, pad, beams)
+        scores = torch.tensor(chosen.scores, device=device).view(-1, beams)
         origin = torch.tensor(chosen.origins, device=device)
         tokens = torch.cat([tokens[origin], torch.tensor(chosen.tokens, device=device)[:, None]], dim=1)
-    for row, kept in enumerate(finished):
-        if not done[row]:
+        kept = _worth_keeping(open_rows)
+        if kept is not None:
+            open_rows = [open_rows[row] for row in kept]
+            left = torch.tensor(kept, device=device)
+            scores, origin, tokens = scores[left], origin.view(-1, beams)[left].flatten(), _rows(tokens, left, beams)
+    for row, closed in enumerate(open_rows):
+        if not closed.is_done:
             for beam in range(beams):
-                kept.add(tokens[row * beams + beam], float(scores[row, beam]))
-    best = [beam for kept in finished for beam in kept.beams[: decoding.num_captions]]
+                closed.add(tokens[row * beams + beam], float(scores[row, beam]))
+    best = [beam for closed in all_rows for beam in closed.beams[: decoding.num_captions]]
     return _pack(best, eos[0], pad, max_length, device)
+
+
+def _worth_keeping(open_rows: list[_Finished]) -> list[int] | None:
+    """The rows that go on, where enough others are done for leaving those out to pay; else None."""
+    kept = [number for number, row in enumerate(open_rows) if not row.is_done]
+    return kept if 0 < len(kept) <= KEEP_UP_TO * len(open_rows) else None
+
+
+def _rows(tokens: Tensor, rows: Tensor, beams: int) -> Tensor:
+    """The beams of some rows: tokens [B * K, L], rows [R] -> [R * K, L]."""
+    return tokens.view(-1, beams, tokens.shape[1])[rows].flatten(0, 1)
 
 
 @dataclass
@@ -195,16 +214,15 @@ def _advance(
     indices: Tensor,
     vocabulary: int,
     tokens: Tensor,
-    finished: list[_Finished],
-    done: list[bool],
+    rows: list[_Finished],
     eos: list[int],
     pad: int,
     beams: int,
 ) -> _Chosen:
     """Close the beams that end, keep the best K others of every row."""
     chosen = _Chosen()
-    for row, (row_values, row_indices) in enumerate(zip(values.tolist(), indices.tolist(), strict=True)):
-        if done[row]:
+    for row, (closed, row_values, row_indices) in enumerate(zip(rows, values.tolist(), indices.tolist(), strict=True)):
+        if closed.is_done:
             chosen.scores += [0.0] * beams
             chosen.tokens += [pad] * beams
             chosen.origins += [row * beams] * beams
@@ -214,7 +232,7 @@ def _advance(
             origin, token = row * beams + index // vocabulary, index % vocabulary
             if token in eos:
                 if rank < beams:
-                    finished[row].add(tokens[origin], value)
+                    closed.add(tokens[origin], value)
                 continue
             chosen.scores.append(value)
             chosen.tokens.append(token)
@@ -222,7 +240,7 @@ def _advance(
             running += 1
             if running == beams:
                 break
-        done[row] = finished[row].done(max(row_values), tokens.shape[1] + 1)
+        closed.is_done = closed.done(max(row_values), tokens.shape[1] + 1)
     return chosen
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
 from lavis.common.dist_utils import is_sharded
 from lavis.common.errors import ConfigError
 from lavis.models.language import beam
 from lavis.models.language.answers import CausalAnswers
+from lavis.models.language.beam_cache import BeamCache
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
 
@@ -140,7 +141,7 @@ class CausalLM(CausalAnswers, LanguageModel):
         copies = decoding.num_captions if decoding.use_nucleus_sampling else decoding.num_beams
         budget = decoding.max_length if decoding.max_new_tokens is None else decoding.max_new_tokens + 1
         return beam.decode(
-            _CachedStep(self, embeds, seen, copies),
+            _CachedStep(self, embeds, seen, copies, room=budget),
             rows=len(prefix),
             start=self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end_ids[0],
             eos=self.end_ids,
@@ -156,19 +157,21 @@ class CausalLM(CausalAnswers, LanguageModel):
 class _CachedStep:
     """One decoding step with a key-value cache: the prompt is read once per row and then repeated for its beams."""
 
-    def __init__(self, lm: CausalLM, embeds: Tensor, mask: Tensor, copies: int) -> None:
+    def __init__(self, lm: CausalLM, embeds: Tensor, mask: Tensor, copies: int, *, room: int) -> None:
         self.lm, self.embeds, self.mask, self.copies = lm, embeds, mask, copies
-        self.cache: Any = DynamicCache()
+        self.cache = BeamCache(room)
 
     def __call__(self, tokens: Tensor, origin: Tensor | None) -> Tensor:
         if tokens.shape[1] == 1:
             logits = self._forward(inputs_embeds=self.embeds)
-            if self.copies > 1:
-                self.cache.batch_repeat_interleave(self.copies)
-                self.mask = self.mask.repeat_interleave(self.copies, dim=0)
+            self.cache.spread(self.copies)
+            self.mask = self.mask.repeat_interleave(self.copies, dim=0)
             return logits.repeat_interleave(self.copies, dim=0)
-        if origin is not None:
-            self.cache.reorder_cache(origin)  # beams move within their row, so the mask stays
+        if origin is not None and len(origin) == len(self.mask):
+            self.cache.reorder(origin)  # beams move within their row, so the mask stays
+        elif origin is not None:
+            self.cache.keep(origin)
+            self.mask = self.mask[origin]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         return self._forward(input_ids=tokens[:, -1:])
 

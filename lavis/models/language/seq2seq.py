@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from lavis.common.dist_utils import is_sharded
 from lavis.models.language import beam
 from lavis.models.language.answers import Seq2SeqAnswers
+from lavis.models.language.beam_cache import BeamCache
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
 
@@ -87,7 +88,7 @@ class Seq2SeqLM(Seq2SeqAnswers, LanguageModel):
         copies = decoding.num_captions if decoding.use_nucleus_sampling else decoding.num_beams
         new_tokens = decoding.max_length if decoding.max_new_tokens is None else decoding.max_new_tokens
         return beam.decode(
-            _CachedStep(self, embeds, seen, copies),
+            _CachedStep(self, embeds, seen, copies, room=new_tokens),
             rows=len(prefix),
             start=self.model.config.decoder_start_token_id,
             eos=[self.model.config.eos_token_id],
@@ -102,22 +103,29 @@ class Seq2SeqLM(Seq2SeqAnswers, LanguageModel):
 class _CachedStep:
     """One decoder step with self- and cross-attention caches; the encoder runs once per row."""
 
-    def __init__(self, lm: Seq2SeqLM, embeds: Tensor, mask: Tensor, copies: int) -> None:
+    def __init__(self, lm: Seq2SeqLM, embeds: Tensor, mask: Tensor, copies: int, *, room: int) -> None:
         self.lm, self.mask, self.copies = lm, mask, copies
         self.hidden = lm.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-        self.cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.read, self.written = DynamicCache(), BeamCache(room)
+        self.cache = EncoderDecoderCache(self.written, self.read)
 
     def __call__(self, tokens: Tensor, origin: Tensor | None) -> Tensor:
         if tokens.shape[1] == 1:
             logits = self._forward(tokens[:: self.copies])
-            if self.copies > 1:
-                self.cache.batch_repeat_interleave(self.copies)
-                self.mask = self.mask.repeat_interleave(self.copies, dim=0)
-                self.hidden = self.hidden.repeat_interleave(self.copies, dim=0)
+            self.written.spread(self.copies)
+            self._spread_encoder(torch.arange(len(self.mask), device=tokens.device).repeat_interleave(self.copies))
             return logits.repeat_interleave(self.copies, dim=0)
-        if origin is not None:
-            self.cache.reorder_cache(origin)
+        if origin is not None and len(origin) == len(self.mask):
+            self.written.reorder(origin)  # beams move within their row, so what was read stays
+        elif origin is not None:
+            self.written.keep(origin)
+            self._spread_encoder(origin)
         return self._forward(tokens[:, -1:])
+
+    def _spread_encoder(self, rows: Tensor) -> None:
+        """What the decoder reads of the encoder, for `rows` of those that it was."""
+        self.read.reorder_cache(rows)
+        self.mask, self.hidden = self.mask[rows], self.hidden[rows]
 
     def _forward(self, tokens: Tensor) -> Tensor:
         out = self.lm.model(
