@@ -45,15 +45,15 @@ def batch_sizes(cfg: Config) -> dict[str, int]:
 
 def count(cfg: Config, *, world_size: int, device: str) -> Account:
     """The account of a run, training or evaluation as the configuration says."""
-    model, notes = build_on_meta(cfg.model_cfg, device=device)
     run, shared = cfg.run_cfg, {"world_size": world_size, "shard": cfg.run_cfg.shard}
+    dtype = AMP_DTYPES[run.amp_dtype or "bf16"] if run.amp and (device == "cuda" or run.amp_dtype) else torch.float32
+    model, notes = build_on_meta(cfg.model_cfg, device=device, autocast=dtype)
     if run.evaluate:
         found = account(model, learning={}, **shared)
         rows = int(run.batch_size_eval)
         found.activations = generation_bytes(model, rows=rows, beams=int(run.num_beams), length=int(run.max_len))
         notes.append(f"activations: caches and scores of {run.num_beams} beams for {rows} rows")
     else:
-        dtype = AMP_DTYPES[run.amp_dtype or "bf16"] if run.amp and (device == "cuda" or run.amp_dtype) else torch.float32
         steps = [dry_run(model, modality, rows=rows, dtype=dtype) for modality, rows in batch_sizes(cfg).items()]
         learning = {step.modality: step.with_gradient for step in steps}
         found = account(model, learning=learning, accumulate=int(run.accum_grad_iters) > 1, **shared)

@@ -29,14 +29,17 @@ __all__ = [
 ]
 
 
-def load_model_from_config(cfg: Mapping[str, Any] | DictConfig, *, device: str | torch.device = "cpu") -> BaseModel:
+def load_model_from_config(
+    cfg: Mapping[str, Any] | DictConfig, *, device: str | torch.device = "cpu", autocast: torch.dtype = torch.float32
+) -> BaseModel:
     """Build the model that a (possibly partial) model config describes: its defaults are those of its arch and model_type.
 
     The model is on the CPU; `device` says where it will run: for a GPU, frozen parts are held in the precision that the config
-    names. ConfigError on unknown keys or names, before anything is built.
+    names. `autocast`: the type of the autocast that it will run under, if any; frozen parts are held in it where that spares
+    conversions. ConfigError on unknown keys or names, before anything is built.
     """
     merged = merge_model_config(cfg)
-    with building_for(device):
+    with building_for(device, autocast=autocast):
         return registry.get_model_class(merged.arch).from_config(merged)
 
 

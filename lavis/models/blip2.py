@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from lavis.common import dist_utils
 from lavis.common.config import ConfigError
 from lavis.common.modalities import modality_of
+from lavis.common.precision import hold_frozen_linear
 from lavis.common.registry import registry
 from lavis.common.seeding import shared_rng
 from lavis.models import losses, parts
@@ -91,6 +92,7 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
     def from_config(cls, cfg: DictConfig) -> Blip2Base:
         model = cls(cfg)
         model.load_checkpoint_from_config(model.cfg)
+        hold_frozen_linear(*(part for part in model.children() if isinstance(part, QFormer)))
         return model
 
     @classmethod

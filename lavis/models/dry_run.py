@@ -7,6 +7,7 @@ seen, texts are as long as max_txt_len allows, and every row has an input of its
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lavis.common.precision import building_for
+from lavis.common.precision import building_for, on_meta
 from lavis.common.registry import registry
 from lavis.models.public_sizes import BERT, LLMS, bert_stand_in, llm_stand_in, sizes_of
 
@@ -42,9 +43,11 @@ class DryRun:
     with_gradient: frozenset[str]
 
 
-def build_on_meta(cfg: DictConfig, *, device: str) -> tuple[Any, list[str]]:
+def build_on_meta(
+    cfg: DictConfig, *, device: str, autocast: torch.dtype = torch.float32
+) -> tuple[Any, list[str]]:
     """The model of a full config at its real size, without numbers and without reading weights, and where the sizes of its
-    Hugging Face parts are from; `device`: where it would run. ConfigError where a size is not known."""
+    Hugging Face parts are from; `device` and `autocast`: where and how it would run. ConfigError where a size is not known."""
     unread = {key: None for key in ("pretrained", "finetuned", "blip2_pretrain") if key in cfg}
     flags = {f"load_{key}": False for key in unread} | {"allow_random_init": True}
     flags |= {"regions_from_image": False} if "regions_from_image" in cfg else {}
@@ -58,7 +61,7 @@ def build_on_meta(cfg: DictConfig, *, device: str) -> tuple[Any, list[str]]:
                 stand_in = bert_stand_in if key == "bert_path" else llm_stand_in
                 bare[key] = stand_in(Path(folder) / key, sizes)
                 notes.append(f"model.{key}: {source}")
-        with torch.device("meta"), building_for(device):
+        with torch.device("meta"), building_for(device, autocast=autocast):
             return registry.get_model_class(bare.arch).from_config(bare), notes
 
 
@@ -66,13 +69,14 @@ def dry_run(model: Any, modality: str, *, rows: int, dtype: torch.dtype = torch.
     """Forward and backward of a batch of `rows` through a model on the meta device, in train mode; `dtype`: autocast's."""
     model.train()
     kept, batch = _Kept(model), example_batch(model, modality, rows)
-    with torch.device("meta"), _Pretend(dtype), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
+    with torch.device("meta"), on_meta(None if dtype == torch.float32 else dtype), _Pretend(dtype), hooks:
         model(batch)
-    with torch.device("meta"), _Pretend(torch.float32):  # layers are recomputed in another thread, which does not pretend
-        loss = model(batch).loss
+    plain = copy.deepcopy(model).float()  # layers are recomputed in another thread, which does not pretend
+    with torch.device("meta"), _Pretend(torch.float32):
+        loss = plain(batch).loss
     loss.backward()
-    found = frozenset(name for name, param in model.named_parameters() if param.grad is not None)
-    model.zero_grad()
+    found = frozenset(name for name, param in plain.named_parameters() if param.grad is not None)
     return DryRun(modality, rows, kept.total, found)
 
 

@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavis.common.precision import autocast_of
+
 
 class ModalityRouter:
     """Names the modality whose adapters are live. One router serves all adapted layers of a model.
@@ -90,7 +92,8 @@ class ModalityLinear(nn.Linear, loralib.LoRALayer):
             raise RuntimeError("an adapted layer was called outside a route: wrap the call in `with router.route(modality):`")
         y = F.linear(x, self.weight, self.bias)
         a, b = self.lora_A[modality], self.lora_B[modality]
-        delta = F.linear(F.linear(x.to(a.dtype), a), b) * self.scaling
+        x = x.to(a.dtype) if autocast_of(x.device) is None else x  # autocast does its own conversions
+        delta = F.linear(F.linear(x, a), b) * self.scaling
         return y + delta.to(y.dtype)
 
     def extra_repr(self) -> str:

@@ -20,6 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from lavis.common.precision import lowered
+from lavis.models.attention import attend
+
 
 class KeyValue(NamedTuple):
     """Keys and values [B, N, S, D/N] of one self-attention layer."""
@@ -104,7 +107,7 @@ class AttentionHeads(nn.Module):
     def forward(self, x: Tensor, kv: KeyValue, mask: Tensor | None) -> Tensor:
         """x [B, S, D], mask bool broadcastable to [B, N, S, S'] (True: may look) -> [B, S, D]"""
         dropout = self.dropout_p if self.training else 0.0
-        out = F.scaled_dot_product_attention(self.split(self.query(x)), *kv, attn_mask=mask, dropout_p=dropout)
+        out = attend(self.split(self.query(x)), *kv, mask, dropout=dropout)
         return out.transpose(1, 2).flatten(2)
 
 
@@ -130,7 +133,7 @@ class Attention(nn.Module):
         self.output = AddNorm(config, config.hidden_size)
 
     def forward(self, x: Tensor, kv: KeyValue, mask: Tensor | None) -> Tensor:
-        return self.output(self.self(x, kv, mask), x)
+        return self.output(self.self(lowered(x), kv, mask), x)
 
 
 class Intermediate(nn.Module):
@@ -165,7 +168,7 @@ class Layer(nn.Module):
         past: KeyValue | None,
     ) -> tuple[Tensor, KeyValue]:
         """x [B, Q + L, D] (queries first) -> the same shape, and this layer's self-attention keys and values."""
-        kv = self.attention.self.project(x)
+        kv = self.attention.self.project(lowered(x))
         if past is not None:
             kv = KeyValue(torch.cat([past.key, kv.key], dim=2), torch.cat([past.value, kv.value], dim=2))
         x = self.attention(x, kv, mask)

@@ -23,6 +23,7 @@ from lavis.runners import failures
 from lavis.runners.checks import check_model, check_run, check_weight_sources
 from lavis.runners.faults import TooManySkippedSteps
 from lavis.runners.signals import Stopped
+from lavis.runners.step import amp_dtype
 from lavis.tasks import setup_task
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any
     cfg.pretty_print()
     logger.info("%d process(es), %s", dist_utils.get_world_size(), device)
     datasets = task.build_datasets(cfg, splits=splits)
-    with building_for(device):
+    with building_for(device, autocast=amp_dtype(run, device)):
         model = task.build_model(cfg)
     allowed = bool(cfg.model_cfg.get("allow_random_init", False))
     check_weight_sources(model, allow_random_init=allowed, for_evaluation=config_name != "config")

@@ -26,7 +26,7 @@ from lavis.runners.progress import Progress
 from lavis.runners.report import Report
 from lavis.runners.saving import Saver, find_resume, restore_weights
 from lavis.runners.sharding import place
-from lavis.runners.step import TrainStep, to_device
+from lavis.runners.step import TrainStep, amp_dtype, to_device
 from lavis.tasks.base_task import BaseTask, Datasets, batch_length
 
 
@@ -44,7 +44,8 @@ class RunnerBase:
         self.cfg, self.run_cfg = cfg, cfg.run_cfg
         self.task, self.datasets = task, datasets
         self.device = dist_utils.pick_device(self.run_cfg.device)
-        self.model = place(model, shard=self.run_cfg.shard, device=self.device)
+        autocast = amp_dtype(self.run_cfg, self.device)
+        self.model = place(model, shard=self.run_cfg.shard, device=self.device, autocast=autocast)
         self.output_dir: Path = resolve(self.run_cfg.output_dir)
         self.progress = Progress()
         self.save_due = False

@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 SHARDS = ("none", "llm", "all")
 
 
-def place(model: Any, *, shard: str, device: torch.device) -> Any:
+def place(model: Any, *, shard: str, device: torch.device, autocast: torch.dtype = torch.float32) -> Any:
     """The model on its device, its frozen layers in shards where `shard` asks for it and there are several processes.
 
     Weights wait in main memory until they are sharded, so that no device ever holds more of a sharded stack than its shards and
     one layer. ConfigError where the installed torch cannot shard, or where there is nothing to shard.
     """
-    model = model.float() if device.type == "cpu" else model
+    model = model.float() if device.type == "cpu" and autocast == torch.float32 else model
     stacks = stacks_to_shard(model, shard)
     if stacks and dist_utils.get_world_size() == 1:
         logger.info("run.shard is %s, but there is one process: nothing is sharded", shard)

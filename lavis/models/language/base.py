@@ -8,9 +8,11 @@ Shapes: B rows, P prefix positions (the projected queries), H model width.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from transformers.utils import cached_file
 
 from lavis.common.checkpoint import load_weights
 from lavis.common.errors import ConfigError
+from lavis.models.attention import attention_of_libraries
 from lavis.models.losses import TokenLoss
 from lavis.models.modality_lora import CheckpointContexts
 from lavis.models.recompute import recompute_layers
@@ -73,6 +76,7 @@ class LanguageModel(nn.Module, ABC):
     lora_targets: str  # pattern of the linear layers that get adapters
     answer_length_penalty: float  # of short answers, as published
     is_random: bool  # the weights came from nowhere
+    recomputes = False  # activations are computed again in backward
     model: Any
     tokenizer: Any
 
@@ -108,7 +112,12 @@ class LanguageModel(nn.Module, ABC):
 
     def enable_checkpointing(self, context_fn: CheckpointContexts) -> None:
         """Recompute activations in backward, under the adapters of the forward pass."""
+        self.recomputes = True
         recompute_layers(self.model, context_fn)
+
+    def attention(self) -> AbstractContextManager[Any]:
+        """The context of a training pass. A layer that is computed again would not be in it, and must attend as before."""
+        return contextlib.nullcontext() if self.recomputes else attention_of_libraries(self.model.device, self.dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [B, L] -> input embeddings [B, L, H]."""

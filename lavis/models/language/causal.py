@@ -111,9 +111,11 @@ class CausalLM(CausalAnswers, LanguageModel):
         """Logits [B, L, V] that predict ids [B, L], padded on the right as mask [B, L] says, behind prefix [B, P, H]."""
         embeds = torch.cat([prefix.to(self.dtype), self.embed(ids)], dim=1)
         seen = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
-        keep = {"logits_to_keep": ids.shape[1] + 1} if self._takes_logits_to_keep else {}
-        logits = self.model(inputs_embeds=embeds, attention_mask=seen, use_cache=False, **keep).logits
-        return logits[:, -ids.shape[1] - 1 : -1]
+        wanted = torch.arange(prefix.shape[1] - 1, embeds.shape[1] - 1, device=embeds.device)  # each predicts the next position
+        with self.attention():
+            if self._takes_logits_to_keep:
+                return self.model(inputs_embeds=embeds, attention_mask=seen, use_cache=False, logits_to_keep=wanted).logits
+            return self.model(inputs_embeds=embeds, attention_mask=seen, use_cache=False).logits[:, wanted]
 
     def generate(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> list[str]:
         """Texts behind prefix and prompts, stripped."""

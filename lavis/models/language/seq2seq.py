@@ -67,13 +67,14 @@ class Seq2SeqLM(Seq2SeqAnswers, LanguageModel):
         ids, mask = self.tokenize(targets)
         labels = ids.masked_fill(mask == 0, IGNORE)
         start = torch.full_like(ids[:, :1], self.model.config.decoder_start_token_id)
-        logits = self.model(
-            inputs_embeds=embeds,
-            attention_mask=seen,
-            decoder_input_ids=torch.cat([start, ids[:, :-1]], dim=1),
-            decoder_attention_mask=mask,
-            use_cache=False,
-        ).logits
+        with self.attention():
+            logits = self.model(
+                inputs_embeds=embeds,
+                attention_mask=seen,
+                decoder_input_ids=torch.cat([start, ids[:, :-1]], dim=1),
+                decoder_attention_mask=mask,
+                use_cache=False,
+            ).logits
         return token_cross_entropy(logits, labels)
 
     def generate(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> list[str]:
