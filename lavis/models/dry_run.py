@@ -43,9 +43,7 @@ class DryRun:
     with_gradient: frozenset[str]
 
 
-def build_on_meta(
-    cfg: DictConfig, *, device: str, autocast: torch.dtype = torch.float32
-) -> tuple[Any, list[str]]:
+def build_on_meta(cfg: DictConfig, *, device: str, autocast: torch.dtype = torch.float32) -> tuple[Any, list[str]]:
     """The model of a full config at its real size, without numbers and without reading weights, and where the sizes of its
     Hugging Face parts are from; `device` and `autocast`: where and how it would run. ConfigError where a size is not known."""
     unread = {key: None for key in ("pretrained", "finetuned", "blip2_pretrain") if key in cfg}

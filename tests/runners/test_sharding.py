@@ -32,10 +32,11 @@ HAS_FSDP = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 needs_fsdp = pytest.mark.skipif(not HAS_FSDP, reason="run.shard needs torch 2.8 or newer")
 
 
-def build(folder: str, arch: str, **changes: Any) -> Any:
+def build(folder: str, arch: str, *, autocast: torch.dtype = torch.float32, **changes: Any) -> Any:
     """Without dropout, and with adapters that do something."""
     model = load_model_from_config(
-        tiny.model_config(Path(folder), arch, enable_aux_regloss=True, llm_dropout=False, qformer_pc_dropout=False, **changes)
+        tiny.model_config(Path(folder), arch, enable_aux_regloss=True, llm_dropout=False, qformer_pc_dropout=False, **changes),
+        autocast=autocast,
     )
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
@@ -228,3 +229,25 @@ def test_stacks_are_found_in_every_part(tmp_path: Path) -> None:
         ("llm.model.decoder", 2),
     ]  # Qformer_pc is trained
     assert [stack.name for stack in stacks_to_shard(model, "llm")] == ["llm.model.encoder", "llm.model.decoder"]
+
+
+def autocast_losses(folder: str) -> list[dict[str, Any]]:
+    """Losses and gradients of a batch under autocast, whole and in shards."""
+    found: list[dict[str, Any]] = []
+    for shard in ("none", "all"):
+        model = place(build(folder, "regionblip_opt", autocast=torch.bfloat16), shard=shard, device=CPU, autocast=torch.bfloat16)
+        assert model.llm.dtype == torch.bfloat16
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = model.train()(tiny.batch_of("image_region", rows=3))
+        losses.loss.backward()
+        grads = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
+        found.append({"loss": losses.loss.detach(), **grads})
+    return found
+
+
+@needs_fsdp
+def test_layers_of_two_types_are_sharded_under_autocast(tmp_path: Path) -> None:
+    for whole, shards in run_distributed(autocast_losses, str(tmp_path / "model"), folder=tmp_path / "returned"):
+        assert whole.keys() == shards.keys() and len(whole) > 10
+        for name, value in whole.items():
+            torch.testing.assert_close(shards[name], value, atol=1e-6, rtol=1e-6, msg=name)
