@@ -36,8 +36,8 @@ class Gallery:
     problems: list[str]  # "<id>: reason"
 
 
-def write_gallery(scores: str | os.PathLike[str], path: str | os.PathLike[str], *, dataset: Any, count: int) -> Gallery:
-    """Write `count` samples of the evaluation whose score file is `scores` as the page `path`.
+def write_gallery(scores: str | os.PathLike[str], path: str | os.PathLike[str], *, dataset: Any, count: int, name: str) -> Gallery:
+    """Write `count` samples of the evaluation whose score file is `scores` as the page `path`; `name`: what the page calls it.
 
     A sample whose picture or cloud cannot be read keeps its place and says why. ValueError: a score file or ground truth that
     cannot be read, or one without scores.
@@ -58,11 +58,11 @@ def write_gallery(scores: str | os.PathLike[str], path: str | os.PathLike[str], 
         filters={"score": score},
         styles=("report.css", "gallery.css"),
         scripts=("cloud_viewer.js", "gallery.js"),
-        name=str(content["settings"].get("results", "")).removesuffix(".json"),
+        name=name,
         dataset=content["settings"].get("dataset") or getattr(dataset, "name", ""),
         metric=metric,
         metrics=overall(content["metrics"]),
-        counts={name: content["metrics"].get(name) or 0 for name in ("num_missing",)},
+        num_missing=content["num_missing"],
         bars=bars(scored),
         cards=cards,
         ratio=frame_ratio(cards),
