@@ -75,7 +75,9 @@ class RegionDataset(ImageDataset):
         picture, _ = super().picture_of(index)
         box = geometry.clamp(geometry.xywh_to_xyxy(self.rows[index]["bbox"]), *picture.size)
         if geometry.is_empty(box):
-            raise BadSample(f"empty bbox: {self.rows[index]['bbox']} lies outside the picture of {picture.width} x {picture.height}")
+            raise BadSample(
+                f"empty bbox: {self.rows[index]['bbox']} lies outside the picture of {picture.width} x {picture.height}"
+            )
         return picture, box.tolist()
 
 

@@ -36,7 +36,9 @@ class Gallery:
     problems: list[str]  # "<id>: reason"
 
 
-def write_gallery(scores: str | os.PathLike[str], path: str | os.PathLike[str], *, dataset: Any, count: int, name: str) -> Gallery:
+def write_gallery(
+    scores: str | os.PathLike[str], path: str | os.PathLike[str], *, dataset: Any, count: int, name: str
+) -> Gallery:
     """Write `count` samples of the evaluation whose score file is `scores` as the page `path`; `name`: what the page calls it.
 
     A sample whose picture or cloud cannot be read keeps its place and says why. ValueError: a score file or ground truth that
@@ -47,9 +49,7 @@ def write_gallery(scores: str | os.PathLike[str], path: str | os.PathLike[str], 
     ordered = worst_first(content["samples"], metric)
     references = {str(key): texts for key, texts in read_references(content["ground_truth"]["path"]).items()}
     rows = rows_by_id(dataset, {str(sample["image_id"]) for sample in spread_evenly(ordered, count)})
-    cards = [
-        card(sample, dataset, rows=rows, references=references, metric=metric) for sample in spread_evenly(ordered, count)
-    ]
+    cards = [card(sample, dataset, rows=rows, references=references, metric=metric) for sample in spread_evenly(ordered, count)]
     for place, number in enumerate(sorted(range(len(cards)), key=lambda at: by_numbers(cards[at]["id"]))):
         cards[number]["by_id"] = place
     scored = [sample["scores"].get(metric) for sample in ordered]
@@ -165,7 +165,12 @@ def bars(scores: Sequence[float | None]) -> dict[str, Any]:
     counts = [0] * max(1, math.ceil(highest / width + 1e-9))
     for value in known:
         counts[min(int(max(value, 0.0) / width), len(counts) - 1)] += 1
-    return {"counts": counts, "heights": [count / (max(counts) or 1) for count in counts], "width": width, "end": width * len(counts)}
+    return {
+        "counts": counts,
+        "heights": [count / (max(counts) or 1) for count in counts],
+        "width": width,
+        "end": width * len(counts),
+    }
 
 
 def nice(value: float) -> float:

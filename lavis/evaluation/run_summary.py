@@ -118,7 +118,9 @@ def tiles(log: RunLog | None, rows: Sequence[Mapping[str, Any]]) -> list[dict[st
             found.append((short(sorted(speed)[len(speed) // 2]), "samples per second", "the middle of what was logged"))
         found.append((f"{lost:,}", "skipped steps", "a loss or gradient was not finite" if lost else "every update was applied"))
         if len(found) < 5:
-            found.append((f"{left_out:,}", "skipped samples", "replaced, as they could not be read" if left_out else "all were read"))
+            found.append(
+                (f"{left_out:,}", "skipped samples", "replaced, as they could not be read" if left_out else "all were read")
+            )
     return [{"value": value, "name": name, "meaning": meaning} for value, name, meaning in found[:4]]
 
 
@@ -159,7 +161,9 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (dataset, split), members in parts.items():
         names = list(dict.fromkeys(name for row in members for name, value in row["metrics"].items() if _is_number(value)))
         columns = [name for name in names if name not in COUNTS] + [name for name in COUNTS if name in names]
-        found.append({"name": f"{dataset} {split}".strip(), "columns": columns, "rows": [_table_row(row, columns) for row in members]})
+        found.append(
+            {"name": f"{dataset} {split}".strip(), "columns": columns, "rows": [_table_row(row, columns) for row in members]}
+        )
     return found
 
 
