@@ -47,10 +47,8 @@ def boxes_of(given: argparse.Namespace) -> list[Any]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", metavar="FILE", help="a .npy, .npz, .ply or .pcd file, or a folder of prepared scenes")
-    place = "cx cy cz dx dy dz".split()
-    parser.add_argument(
-        "--box", type=float, nargs=6, action="append", metavar=tuple(place), help="centre and extents; may be repeated"
-    )
+    place = ("cx", "cy", "cz", "dx", "dy", "dz")
+    parser.add_argument("--box", type=float, nargs=6, action="append", metavar=place, help="centre and extents; may be repeated")
     parser.add_argument("--corners", metavar="JSON", help="a JSON file, or JSON: [8, 3] or [boxes, 8, 3]")
     parser.add_argument("--as-published", action="store_true", help="the corners are those that models read")
     parser.add_argument("--object", metavar="ID", help="<scene>_<object id>, where FILE is a folder of prepared scenes")
@@ -73,9 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
             points = read_cloud(resolve(given.file))
         if not boxes:
             raise ValueError("no box is given; accepted: --box, --corners or --object")
-        print(
-            save_png(cloud_picture(points, boxes=boxes, **view), given.output or f"{given.object or Path(given.file).stem}.png")
-        )
+        picture = cloud_picture(points, boxes=boxes, **view)
+        print(save_png(picture, given.output or f"{given.object or Path(given.file).stem}.png"))
     except (BadSample, ValueError, OSError) as error:
         print(f"error: {getattr(error, 'reason', error)}", file=sys.stderr)
         return 1

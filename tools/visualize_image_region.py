@@ -26,9 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--boxes", type=float, nargs="+", required=True, metavar="N", help="x1 y1 x2 y2 of each box, in pixels")
     parser.add_argument("--xywh", action="store_true", help="the boxes are x y width height")
     parser.add_argument("--labels", nargs="+", default=[], metavar="TEXT", help="a text per box")
-    parser.add_argument(
-        "-o", "--output", metavar="OUT.png", help="the picture (default: its name and _boxes, in the working directory)"
-    )
+    parser.add_argument("-o", "--output", metavar="OUT.png", help="the picture (default: its name and _boxes, where you are)")
     given = parser.parse_args(arguments)
     try:
         if len(given.boxes) % 4:

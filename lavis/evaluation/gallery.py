@@ -47,9 +47,10 @@ def write_gallery(
     content = read_json(scores)
     metric = ordering_metric(content["samples"])
     ordered = worst_first(content["samples"], metric)
+    chosen = spread_evenly(ordered, count)
     references = {str(key): texts for key, texts in read_references(content["ground_truth"]["path"]).items()}
-    rows = rows_by_id(dataset, {str(sample["image_id"]) for sample in spread_evenly(ordered, count)})
-    cards = [card(sample, dataset, rows=rows, references=references, metric=metric) for sample in spread_evenly(ordered, count)]
+    rows = rows_by_id(dataset, {str(sample["image_id"]) for sample in chosen})
+    cards = [card(sample, dataset, rows=rows, references=references, metric=metric) for sample in chosen]
     for place, number in enumerate(sorted(range(len(cards)), key=lambda at: by_numbers(cards[at]["id"]))):
         cards[number]["by_id"] = place
     scored = [sample["scores"].get(metric) for sample in ordered]
@@ -165,12 +166,8 @@ def bars(scores: Sequence[float | None]) -> dict[str, Any]:
     counts = [0] * max(1, math.ceil(highest / width + 1e-9))
     for value in known:
         counts[min(int(max(value, 0.0) / width), len(counts) - 1)] += 1
-    return {
-        "counts": counts,
-        "heights": [count / (max(counts) or 1) for count in counts],
-        "width": width,
-        "end": width * len(counts),
-    }
+    heights = [count / (max(counts) or 1) for count in counts]
+    return {"counts": counts, "heights": heights, "width": width, "end": width * len(counts)}
 
 
 def nice(value: float) -> float:

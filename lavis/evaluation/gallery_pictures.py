@@ -51,8 +51,8 @@ def cloud(points: ArrayLike, corners: ArrayLike | None, *, up: str) -> dict[str,
     boxes = np.zeros((0, 6)) if corners is None else box_of(corners)[None]
     elevation = ELEVATION if corners is None else ELEVATION_OF_ROOMS
     some = spread(xyz, boxes, DRAWN)
-    view = {"azimuth": AZIMUTH, "elevation": elevation}
-    image = render_cloud(xyz[some], up=up, boxes=boxes, colours=None if own is None else own[some], size=SIDE, **view)
+    drawn = None if own is None else own[some]
+    image = render_cloud(xyz[some], up=up, boxes=boxes, colours=drawn, size=SIDE, azimuth=AZIMUTH, elevation=elevation)
     few = some[spread(xyz[some], boxes, TURNED)]
     turned, wires = upright(xyz[few], boxes, up=up)
     everything, _ = upright(xyz[some], boxes, up=up)
@@ -63,7 +63,8 @@ def cloud(points: ArrayLike, corners: ArrayLike | None, *, up: str) -> dict[str,
     return {
         "source": data_url(image, "WEBP"),
         "side": SIDE,
-        **view,
+        "azimuth": AZIMUTH,
+        "elevation": elevation,
         "count": len(turned),
         "points": _packed(np.rint(scaled * STEPS).clip(-STEPS, STEPS).astype("<i2")),
         "colours": _packed(np.rint(colours * 255).clip(0, 255).astype(np.uint8)),

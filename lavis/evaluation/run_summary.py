@@ -106,26 +106,22 @@ def lede(log: RunLog | None, rows: Sequence[Mapping[str, Any]]) -> str:
 def tiles(log: RunLog | None, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The numbers on top: {value, name, meaning}."""
     found = []
-    best = best_evaluation(rows)
-    if best is not None:
-        name, value, row = best
+    scored = last_score(rows)
+    if scored is not None:
+        name, value, row = scored
         found.append((short(value), name, f"{row['dataset']} {_split(row)}, epoch {row['epoch']}"))
     if log is not None:
-        speed = [value for _, value in log.run.get("samples_per_second", []) if math.isfinite(value)]
-        left_out, lost = sum(log.skipped_samples.values()), len(log.skipped)
+        lost, unread = len(log.skipped), sum(log.skipped_samples.values())
+        applied = "a loss or gradient was not finite" if lost else "every update was applied"
+        read = "replaced by others, as they could not be read" if unread else "all could be read"
         found.append((f"{log.steps:,}", "steps", "the whole run" if log.finished else "not finished"))
-        if speed:
-            found.append((short(sorted(speed)[len(speed) // 2]), "samples per second", "the middle of what was logged"))
-        found.append((f"{lost:,}", "skipped steps", "a loss or gradient was not finite" if lost else "every update was applied"))
-        if len(found) < 5:
-            found.append(
-                (f"{left_out:,}", "skipped samples", "replaced, as they could not be read" if left_out else "all were read")
-            )
-    return [{"value": value, "name": name, "meaning": meaning} for value, name, meaning in found[:4]]
+        found.append((f"{lost:,}", "skipped steps", applied))
+        found.append((f"{unread:,}", "skipped samples", read))
+    return [{"value": value, "name": name, "meaning": meaning} for value, name, meaning in found]
 
 
-def best_evaluation(rows: Sequence[Mapping[str, Any]]) -> tuple[str, float, Mapping[str, Any]] | None:
-    """(metric, value, row) of the evaluation to name first: the last one, by CIDEr or its own sum."""
+def last_score(rows: Sequence[Mapping[str, Any]]) -> tuple[str, float, Mapping[str, Any]] | None:
+    """(metric, value, row) of the last evaluation that has one of the metrics that say most."""
     for row in reversed(rows):
         for name in ("CIDEr", "top1", "overall", "acc", "agg_metrics"):
             value = row["metrics"].get(name)
@@ -152,8 +148,10 @@ def curves(log: RunLog) -> dict[str, list[Point]]:
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A table per dataset and split: {name, columns, rows: [{epoch, cells: [{value, interval}], rest}]}. `rest` is what is no number:
-    {name: JSON}. Of evaluations with the same epoch all are shown, in the order they were made."""
+    """A table per dataset and split: {name, columns, rows: [{epoch, cells: [{value, interval}], rest}]}.
+
+    `rest` is what is no number: {name: JSON}. Of one epoch all evaluations are shown, in the order they were made.
+    """
     parts: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         parts.setdefault((row["dataset"], _split(row)), []).append(row)
@@ -161,9 +159,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (dataset, split), members in parts.items():
         names = list(dict.fromkeys(name for row in members for name, value in row["metrics"].items() if _is_number(value)))
         columns = [name for name in names if name not in COUNTS] + [name for name in COUNTS if name in names]
-        found.append(
-            {"name": f"{dataset} {split}".strip(), "columns": columns, "rows": [_table_row(row, columns) for row in members]}
-        )
+        cells = [_table_row(row, columns) for row in members]
+        found.append({"name": f"{dataset} {split}".strip(), "columns": columns, "rows": cells})
     return found
 
 
