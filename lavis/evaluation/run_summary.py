@@ -196,7 +196,7 @@ def checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 def skipped(log: RunLog) -> list[tuple[str, int]]:
     """(what, how many) of all that training left out."""
-    return [("updates, as a loss or gradient was not finite", len(log.skipped)), *log.skipped_samples.items()]
+    return [("updates whose loss or gradient was not finite", len(log.skipped)), *log.skipped_samples.items()]
 
 
 def configurations(folder: Path) -> list[dict[str, str]]:

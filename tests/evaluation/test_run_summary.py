@@ -67,7 +67,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert 'href="result/test_epochbest_gallery.html"' in text
     assert re.search(r'checkpoint_best.pth <span class="tag">best</span>', text)
     assert re.search(r'checkpoint_1.pth <span class="tag">last</span>', text) and "<dd>1.2 MB</dd>" in text
-    assert "Broken image</dt><dd>7</dd>" in text and "was not finite</dt><dd>1</dd>" in text
+    assert "Broken image</dt><dd>7</dd>" in text and "not finite</dt><dd>1</dd>" in text
     assert "arch: &#39;&lt;b&gt;&#39;" in text
     elsewhere = page(run, tmp_path / "pages" / "page.html")
     assert 'href="../my%20%3Crun%3E/result/test_epochbest_gallery.html"' in elsewhere
