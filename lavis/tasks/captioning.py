@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +140,16 @@ class CaptionTask(BaseTask):
         count = int(self.run_cfg.gallery)
         if not count:
             return
-        stem = Path(output_dir) / "result" / f"{split_name}_epoch{epoch}"
-        try:
-            if self.run_cfg.report_metric:
-                scores, page = (stem.with_name(f"{stem.name}_{kind}") for kind in ("scores.json", "gallery.html"))
+        name = f"{split_name}_epoch{epoch}"
+        if self.run_cfg.report_metric:
+            with _costing_nothing(f"gallery of {name}"):
+                scores, page = (Path(output_dir) / "result" / f"{name}_{kind}" for kind in ("scores.json", "gallery.html"))
                 made = write_gallery(scores, page, dataset=dataset, count=count, name=f"{split_name}, epoch {epoch}")
                 _tell_gallery(made)
-            else:
-                logger.warning("no gallery of %s: run.report_metric is false, and samples are shown by their scores", stem.name)
+        else:
+            logger.warning("no gallery of %s: run.report_metric is false, and samples are shown by their scores", name)
+        with _costing_nothing("summary of the run"):
             logger.info("summary of the run: %s", write_summary(output_dir))
-        except Exception:  # whatever it is, the evaluation is done and its numbers are written
-            logger.warning("a page of %s could not be made; its metrics are not concerned", stem.name, exc_info=True)
 
     def named_ground_truth(self, dataset: Any) -> Path | None:
         """``run.annotation_file`` for a dataset (it is a path, or one per dataset name); None where it is null."""
@@ -170,6 +170,15 @@ class CaptionTask(BaseTask):
             build_ground_truth(dataset.references(), path)
             logger.info("ground truth of dataset %s written to %s", dataset.name, path)
         return path
+
+
+@contextlib.contextmanager
+def _costing_nothing(what: str) -> Iterator[None]:
+    """Whatever goes wrong in the block is logged: the evaluation is done, and its numbers are written."""
+    try:
+        yield
+    except Exception:
+        logger.warning("the %s could not be made; the metrics are not concerned", what, exc_info=True)
 
 
 def _tell_gallery(made: Gallery) -> None:

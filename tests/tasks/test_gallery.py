@@ -78,7 +78,8 @@ def test_a_page_that_fails_costs_nothing(
     metrics = evaluate(tmp_path, shown.regions(tmp_path / "data", 3), gallery=2)
     kept = json.loads((tmp_path / "out" / "evaluate.txt").read_text())
     assert kept["test"] == metrics and metrics["num_samples"] == 3
-    assert "could not be made" in caplog.text and "no space left on device" in caplog.text
+    assert (tmp_path / "out" / "summary.html").is_file()
+    assert "the gallery of test_epochbest could not be made" in caplog.text and "no space left on device" in caplog.text
 
 
 def test_without_scores_there_is_no_gallery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
