@@ -46,6 +46,6 @@ setup(
         "meshes": ["trimesh>=4.6"],  # tools/prepare_objaverse.py clouds
         "wandb": ["wandb>=0.19"],
         "plots": ["matplotlib>=3.9"],  # tools/plot_log.py
-        "dev": ["pytest>=8", "ruff", "mypy", "peft>=0.14", "types-PyYAML"],
+        "dev": ["pytest>=8", "ruff", "mypy", "peft>=0.14", "playwright>=1.50", "types-PyYAML"],
     },
 )

@@ -35,6 +35,7 @@ class RunLog:
     run      {name: points} of lr, grad_norm and everything in `timing`, over steps
     metrics  {(dataset, split): {name: points}}, over epochs
     skipped  (step, modality or "") of every update that was left out
+    skipped_samples  {reason: how many}, of the epochs that ended
     """
 
     path: Path
@@ -43,6 +44,7 @@ class RunLog:
     run: dict[str, list[Point]] = field(default_factory=dict)
     metrics: dict[tuple[str, str], dict[str, list[Point]]] = field(default_factory=dict)
     skipped: list[tuple[int, str]] = field(default_factory=list)
+    skipped_samples: dict[str, int] = field(default_factory=dict)
     epoch_ends: list[int] = field(default_factory=list)  # steps
     steps: int = 0  # the last one that was logged
     not_finite: int = 0  # losses and norms that are NaN or infinite
@@ -153,6 +155,8 @@ def _add(log: RunLog, row: dict[str, Any], *, where: str) -> bool:
                     log.run.setdefault(name, []).append((step, _number(part, name, where)))
     elif "epoch" in row and "mean" in row:
         log.epoch_ends.append((log.epoch_ends or [0])[-1] + int(_number(row, "steps", where)))
+        for reason, entry in (row.get("skipped") or {}).items():
+            log.skipped_samples[reason] = log.skipped_samples.get(reason, 0) + int(_number(entry, "count", where))
     elif "epoch" in row and "split" in row and "dataset" in row:
         metrics = log.metrics.setdefault((str(row["dataset"]), str(row["split"])), {})
         for name, value in row.items():

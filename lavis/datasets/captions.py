@@ -179,6 +179,11 @@ class ImageDataset(CaptionedDataset):
         image, size = self.read_image(row["image"], rng)
         return {"image": image, "image_key": row["image"], **text}, size
 
+    def picture_of(self, index: int) -> tuple[Image.Image, list[float] | None]:
+        """What row `index` shows, for people: its picture in RGB as it lies on disk, and its box, left, top, right and bottom
+        in pixels of it; None where the whole picture is meant. BadSample where it cannot be read."""
+        return self.decode(self.usable(self.rows[index])["image"]), None
+
     def placeholder(self, index: int) -> Sample:
         row = self.rows[index]
         image = self.vis_processor(Image.new("RGB", (8, 8)), rng=np.random.RandomState(0))

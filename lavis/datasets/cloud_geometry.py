@@ -129,6 +129,42 @@ def box_corners(box: ArrayLike) -> NDArray[np.float32]:
     return (array[:3] + offsets).astype(np.float32)
 
 
+def corners_of(box: ArrayLike) -> NDArray[np.float32]:
+    """A box (cx, cy, cz, dx, dy, dz) -> its corners [8, 3] where they really are, in the order of `box_corners`. ValueError as
+    there."""
+    array = np.asarray(box, dtype=np.float64)
+    return box_corners(array[[0, 1, 2, 3, 5, 4]] if array.shape == (6,) else array)
+
+
+def box_of(corners: ArrayLike) -> NDArray[np.float64]:
+    """Corners [8, 3] in any order -> their box (cx, cy, cz, dx, dy, dz). ValueError unless they are the corners of a box that is
+    parallel to the axes and has a volume."""
+    array = np.asarray(corners, dtype=np.float64)
+    if array.shape != (8, 3) or not np.isfinite(array).all():
+        raise ValueError(f"malformed corners: {array.shape} is not [8, 3] finite numbers")
+    low, high = array.min(axis=0), array.max(axis=0)
+    is_high = array > (low + high) / 2
+    off = np.abs(array - np.where(is_high, high, low)).max()
+    if len(np.unique(is_high, axis=0)) < 8 or off > 1e-3 * (high - low).max():
+        raise ValueError(f"corners {array.tolist()} are not the 8 of a box that is parallel to the axes")
+    return np.concatenate([(low + high) / 2, high - low])
+
+
+def with_colours(points: ArrayLike) -> NDArray[np.float32]:
+    """The first 6 columns of points [P, C] with colours in 0..1, whether they were that or 0..255; the first 3 where there are no
+    colours: no such columns, numbers beyond those, or one for all points. ValueError as of `as_cloud`."""
+    array = np.asarray(points)
+    if array.ndim != 2 or array.shape[1] < 6 or array.dtype.kind not in "iuf":
+        return as_cloud(points)
+    colours = array[:, 3:6]
+    if not ((colours >= 0) & (colours <= 255)).all() or (colours == colours[0]).all():
+        return as_cloud(points)
+    cloud = as_cloud(points, use_color=True)
+    if colours.max() > 1:
+        cloud[:, 3:] /= 255
+    return cloud
+
+
 def object_region_id(scene_id: str, object_id: int | str) -> str:
     """The published id of an object in a scene: `<scene_id>_<object_id>`."""
     return f"{scene_id}_{object_id}"

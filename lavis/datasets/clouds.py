@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class CloudDataset(CaptionedDataset):
     an effect in training only.
     """
 
+    up: ClassVar[str] = "z"  # the axis that points up
+
     def __init__(self, *, num_points: int, use_color: bool = False, augment: bool = False, name: str, **kwargs: Any) -> None:
         if isinstance(num_points, bool) or not isinstance(num_points, int) or num_points < 1:
             raise ConfigError(f"dataset {name}: the number of points is {num_points!r}; accepted: an integer of 1 or more")
@@ -49,6 +51,12 @@ class CloudDataset(CaptionedDataset):
     def columns(self) -> int:
         """C of a sample's cloud."""
         return 6 if self.use_color else 3
+
+    def cloud_of(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """What row `index` shows, for people: all points [P, 3] of its file in the file's unit, or [P, 6] with red, green and
+        blue of 0..1; and the corners [8, 3] of its box where they are (not as models read them, see
+        `cloud_geometry.corners_of`), or None. BadSample where it cannot be read."""
+        raise NotImplementedError
 
     def sample(self, row: Row, points: NDArray[Any], rng: np.random.RandomState) -> Sample:
         """The sample of a row and its points [N, C]."""

@@ -54,6 +54,7 @@ class ShapeDataset(CloudDataset):
     for the model's own prompt."""
 
     source = "image_id"
+    up = "y"
     needs = "a cloud [P, 3 or more] of finite numbers"
 
     def __init__(self, *, class_names: Path, templates: Sequence[str] = (), **kwargs: Any) -> None:
@@ -93,6 +94,9 @@ class ShapeDataset(CloudDataset):
         if self.training:
             points = points[rng.permutation(len(points))]
         return {**self.sample(row, points, rng), "label": row["class"]}
+
+    def cloud_of(self, index: int) -> tuple[NDArray[np.float32], None]:
+        return self._clouds[self.usable(self.rows[index])["image_id"]], None
 
 
 class ShapeEvalDataset(ShapeDataset):

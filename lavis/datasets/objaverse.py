@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lavis.common.registry import registry
 from lavis.datasets import cap3d, cloud_geometry
@@ -27,6 +28,7 @@ class ObjectCaptionDataset(CloudDataset):
     """Training: one sample per object, or per caption with `all_captions`."""
 
     source = "object_id"
+    up = "y"
     spoken = -1
     needs = "<object id>,<caption>"
 
@@ -51,11 +53,13 @@ class ObjectCaptionDataset(CloudDataset):
     def arrange(self, rows: Iterator[Row]) -> Iterable[Row]:
         return rows if self.all_captions else self.merge(rows)
 
+    def _read(self, object_id: str) -> tuple[NDArray[Any], Path]:
+        path = self.vis_root / object_id / f"{object_id}_8192.npz"
+        return read_array(path, what="point cloud"), path
+
     def load(self, index: int, rng: np.random.RandomState) -> Sample:
         row = self.rows[index]
-        object_id = row["object_id"]
-        path = self.vis_root / object_id / f"{object_id}_8192.npz"
-        array = read_array(path, what="point cloud")
+        array, path = self._read(row["object_id"])
         try:
             cloud = cloud_geometry.as_cloud(array, use_color=self.use_color)
             points = cloud_geometry.unit_sphere(cloud_geometry.shuffled(cloud, self.num_points, rng))
@@ -64,6 +68,13 @@ class ObjectCaptionDataset(CloudDataset):
         if self.augment:
             points = cloud_geometry.augment_object(points, rng)
         return self.sample(row, points, rng)
+
+    def cloud_of(self, index: int) -> tuple[NDArray[np.float32], None]:
+        array, path = self._read(self.rows[index]["object_id"])
+        try:
+            return cloud_geometry.with_colours(array), None
+        except ValueError as error:
+            raise BadSample(f"{error} ({path})") from error
 
 
 class ObjectCaptionEvalDataset(ObjectCaptionDataset):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
@@ -69,6 +70,15 @@ class RegionDataset(ImageDataset):
         except ValueError as error:
             raise BadSample(f"empty bbox: {error}") from error
         return {**sample, "box": torch.from_numpy(box)}
+
+    def picture_of(self, index: int) -> tuple[Image.Image, list[float] | None]:
+        picture, _ = super().picture_of(index)
+        box = geometry.clamp(geometry.xywh_to_xyxy(self.rows[index]["bbox"]), *picture.size)
+        if geometry.is_empty(box):
+            raise BadSample(
+                f"empty bbox: {self.rows[index]['bbox']} lies outside the picture of {picture.width} x {picture.height}"
+            )
+        return picture, box.tolist()
 
 
 class RegionEvalDataset(RegionDataset):

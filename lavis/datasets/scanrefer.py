@@ -41,15 +41,21 @@ def read_scene(root: Path, scene: str, *, use_color: bool, use_height: bool) -> 
         points = cloud_geometry.as_cloud(read_array(path, what="scene"), use_color=use_color)
     except ValueError as error:
         raise BadSample(f"{error} ({path})") from error
-    boxes = read_array(boxes_path, what="boxes of a scene")
-    if boxes.ndim != 2 or boxes.shape[1] != 8 or boxes.dtype.kind not in "iuf":
-        raise BadSample(f"malformed boxes: {boxes_path} holds {boxes.dtype} {boxes.shape}, not [K, 8] numbers")
+    boxes = read_boxes(boxes_path)
     if use_color:
         points[:, 3:] = (points[:, 3:] - np.array(MEAN_COLOR)) / COLOR_SCALE
     if use_height:
         height = points[:, 2] - np.percentile(points[:, 2], FLOOR_PERCENTILE)
         points = np.concatenate([points, height[:, None].astype(np.float32)], axis=1)
-    return points, boxes.astype(np.float64)
+    return points, boxes
+
+
+def read_boxes(path: Path) -> NDArray[np.float64]:
+    """The boxes [K, 8] of a scene. BadSample where the file is missing or holds something else."""
+    boxes = read_array(path, what="boxes of a scene")
+    if boxes.ndim != 2 or boxes.shape[1] != 8 or boxes.dtype.kind not in "iuf":
+        raise BadSample(f"malformed boxes: {path} holds {boxes.dtype} {boxes.shape}, not [K, 8] numbers")
+    return boxes.astype(np.float64)
 
 
 def object_of(row: Row) -> int:
@@ -58,6 +64,27 @@ def object_of(row: Row) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdecimal():
         raise BadSample(f"malformed object_id: {value!r}" if "object_id" in row else "missing key: object_id")
     return int(value)
+
+
+def box_in(boxes: NDArray[np.float64], number: int, scene: str) -> NDArray[np.float64]:
+    """The box [6] of an object among those of its scene [K, 8]; BadSample where it has none."""
+    found = boxes[boxes[:, 7] == number]
+    if not len(found):
+        raise BadSample(f"missing object: {number} is not among the {len(boxes)} boxes of {scene}")
+    box: NDArray[np.float64] = found[0, :6]
+    return box
+
+
+def scene_with_box(root: Path, scene: str, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """For people: the points of a scene, [P, 6] with red, green and blue of 0..1 ([P, 3] where the file has no colours), and
+    the corners [8, 3] of an object where they really are. BadSample says why not."""
+    path, boxes_path = root / f"{scene}_aligned_vert.npy", root / f"{scene}_aligned_bbox.npy"
+    boxes = read_boxes(boxes_path)
+    try:
+        points = cloud_geometry.with_colours(read_array(path, what="scene"))
+        return points, cloud_geometry.corners_of(box_in(boxes, number, scene))
+    except ValueError as error:
+        raise BadSample(f"{error} (object {number} of {path})") from error
 
 
 class ScanReferDataset(CloudDataset):
@@ -87,10 +114,7 @@ class ScanReferDataset(CloudDataset):
         row = self.usable(self.rows[index])
         scene, number = row["scene"], row["object"]
         points, boxes = self._kept.get(scene, lambda: self._read(scene))
-        found = boxes[boxes[:, 7] == number]
-        if not len(found):
-            raise BadSample(f"missing object: {number} is not among the {len(boxes)} boxes of {scene}")
-        box, cloud = found[0, :6], cloud_geometry.sampled(points, self.num_points, rng)
+        box, cloud = box_in(boxes, number, scene), cloud_geometry.sampled(points, self.num_points, rng)
         if self.augment:
             cloud, box = cloud_geometry.augment_scene(cloud, box, rng)
         try:
@@ -98,6 +122,10 @@ class ScanReferDataset(CloudDataset):
         except ValueError as error:
             raise BadSample(f"{error} (object {number} of {scene})") from error
         return {**self.sample(row, cloud, rng), "box_corners": corners}
+
+    def cloud_of(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        row = self.usable(self.rows[index])
+        return scene_with_box(self.vis_root, row["scene"], row["object"])
 
 
 class ScanReferEvalDataset(ScanReferDataset):

@@ -59,7 +59,7 @@ def render_cloud(
     """
     if size < 16 or not -90 <= elevation <= 90 or not (point_size is None or point_size > 0):
         raise ValueError(f"size {size}, elevation {elevation}, point_size {point_size}; accepted: from 16, -90..90, above 0")
-    cloud, wires = _upright(points, boxes, up=up)
+    cloud, wires = upright(points, boxes, up=up)
     own = None if colours is None else _own_colours(colours, len(cloud))
     camera = Camera.around(np.concatenate([cloud, *map(_corners, wires)]), azimuth, elevation, size * OVERSAMPLING)
     balls = _balls(camera, cloud, wires, own, point_size=point_size, background=background)
@@ -125,7 +125,7 @@ class Dots:
         return cls(*(column[order] for column in columns))
 
 
-def _upright(points: ArrayLike, boxes: ArrayLike, *, up: str) -> tuple[Floats, Floats]:
+def upright(points: ArrayLike, boxes: ArrayLike, *, up: str) -> tuple[Floats, Floats]:
     """Points [N, 3] and boxes [B, 6], both checked, with z up."""
     cloud, wires = np.asarray(points), np.asarray(boxes)
     if cloud.ndim != 2 or cloud.shape[1] != 3 or not len(cloud) or cloud.dtype.kind not in "iuf":
@@ -168,17 +168,23 @@ def _balls(
 ) -> Dots:
     """The dots of the points [N, 3]."""
     places, depth = camera.project(cloud)
-    low, high = np.quantile(cloud[:, 2], (0.005, 0.995))
-    height = np.clip((cloud[:, 2] - low) / ((high - low) or 1.0), 0, 1)
-    colours = _ramp(HEIGHT, height**0.6) if own is None else own
-    if len(boxes):
-        share = 1.0 if own is None else 0.6
-        accent = share * _ramp(ACCENT, height) + (1 - share) * colours
-        rest = (0.6 + 0.4 * np.minimum(3 * height[:, None], 1)) * colours  # the floor steps back
-        colours = np.where(_inside(cloud, boxes)[:, None], accent, rest)
+    colours = point_colours(cloud, boxes, own)
     diameter = OVERSAMPLING * point_size if point_size else _diameter(places, camera.side)
     radius = np.maximum(diameter / 2 * DISTANCE / depth, 0.75)  # less may touch no pixel's centre
     return Dots(places, depth, radius, _dimmed(colours, depth, background), np.ones(len(cloud)))
+
+
+def point_colours(cloud: Floats, boxes: Floats, own: Floats | None) -> Floats:
+    """Red, green and blue [N, 3] in 0..1 of points [N, 3], z up: their own or by height, an accent in boxes [B, 6]."""
+    low, high = np.quantile(cloud[:, 2], (0.005, 0.995))
+    height = np.clip((cloud[:, 2] - low) / ((high - low) or 1.0), 0, 1)
+    colours = _ramp(HEIGHT, height**0.6) if own is None else own
+    if not len(boxes):
+        return colours
+    share = 1.0 if own is None else 0.6
+    accent = share * _ramp(ACCENT, height) + (1 - share) * colours
+    rest = (0.6 + 0.4 * np.minimum(3 * height[:, None], 1)) * colours  # the floor steps back
+    return np.where(inside(cloud, boxes)[:, None], accent, rest)
 
 
 def _ramp(ends: tuple[Colour, Colour], share: Floats) -> Floats:
@@ -206,12 +212,12 @@ def _corners(box: Floats) -> Floats:
     return box[:3] + np.array(list(product((-0.5, 0.5), repeat=3))) * box[3:]
 
 
-def _inside(cloud: Floats, boxes: Floats) -> NDArray[np.bool_]:
+def inside(cloud: Floats, boxes: Floats) -> NDArray[np.bool_]:
     """Which points [N] lie in any of the boxes."""
-    inside = np.zeros(len(cloud), dtype=np.bool_)
+    found = np.zeros(len(cloud), dtype=np.bool_)
     for box in boxes:
-        inside |= (np.abs(cloud - box[:3]) <= box[3:] / 2 * (1 + 1e-6)).all(axis=1)
-    return inside
+        found |= (np.abs(cloud - box[:3]) <= box[3:] / 2 * (1 + 1e-6)).all(axis=1)
+    return found
 
 
 def _wireframes(camera: Camera, boxes: Floats, background: Colour) -> list[Dots]:

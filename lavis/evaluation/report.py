@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lavis.evaluation.files import write_text
+from lavis.evaluation.pages import render
 from lavis.evaluation.report_parts import Sample, charts, grouped, picture
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 DASH = "\u2013"
 MODEL = "RegionBLIP"
 COLUMNS = ("attribute_accuracy", "CIDEr", "Bleu_4", "ROUGE_L")
@@ -34,19 +34,11 @@ def write_report_html(
     samples  test samples in the order to show: {"image": PIL picture, or "image_path", "box_xyxy": pixels (or none),
              "prediction", "references": [...], "correct": bool, "scores": {name: number}, "group": heading (or none)}.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     shown = [{**sample, "picture": picture(sample)} for sample in samples]
-    page = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page.filters.update(share=share, number=number, duration=duration)
-    text = page.get_template("report.html").render(
-        css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+    text = render(
+        "report.html",
+        filters={"share": share, "number": number, "duration": duration},
+        styles=("report.css",),
         headline=headline(report),
         lede=lede(report),
         tiles=tiles(report),

@@ -19,8 +19,9 @@ PIXEL_ART = 160  # up to this side a picture is kept lossless and shown with har
 MAX_POINTS = 300  # of one drawn line
 
 
-def picture(sample: Sample) -> dict[str, Any]:
-    """A sample's picture to embed: {source: data URL, width, height, hard_pixels, box: [x, y, w, h] in shares, or None}.
+def picture(sample: Sample, *, max_side: int = MAX_SIDE) -> dict[str, Any]:
+    """A sample's picture to embed, its longer side at most `max_side` pixels: {source: data URL, width, height (as it was),
+    hard_pixels, box: [x, y, w, h] in shares, or None}.
 
     ValueError for a sample without a picture or with a box that is not 4 numbers.
     """
@@ -41,9 +42,9 @@ def picture(sample: Sample) -> dict[str, Any]:
         box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
     hard = max(width, height) <= PIXEL_ART
     if not hard:
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return {
-        "source": _data_url(image, "PNG" if hard else "JPEG"),
+        "source": data_url(image, "PNG" if hard else "JPEG"),
         "width": width,
         "height": height,
         "hard_pixels": hard,
@@ -51,7 +52,8 @@ def picture(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _data_url(image: Image.Image, kind: str) -> str:
+def data_url(image: Image.Image, kind: str) -> str:
+    """An image as an address that holds it, as PNG, JPEG or WEBP."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"optimize": True} if kind == "PNG" else {"quality": 85}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

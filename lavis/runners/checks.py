@@ -51,6 +51,9 @@ def check_run(run_cfg: Any) -> None:
     skipped = run_cfg.max_skipped_steps
     if skipped is not None and (not isinstance(skipped, int) or skipped < 0):
         raise ConfigError(f"run.max_skipped_steps must be a whole number of at least 0, or null for no limit, not {skipped!r}")
+    gallery = run_cfg.gallery
+    if isinstance(gallery, bool) or not isinstance(gallery, int) or gallery < 0:
+        raise ConfigError(f"run.gallery must be a whole number of samples, or 0 for no gallery, not {gallery!r}")
     if run_cfg.shard != "none" and run_cfg.inference_method == "rank":
         raise ConfigError(f"run.inference_method is rank, which no model in shards can do (run.shard is {run_cfg.shard})")
     SaveFreq.parse(run_cfg.save_freq)

@@ -95,6 +95,8 @@ def evaluate_dataset(
     model.train(was_training)
     log = JsonlLog(output_dir / "evaluate.txt", enabled=dist_utils.is_main_process())
     log.write({name: metrics, "epoch": epoch, "dataset": getattr(dataset, "name", "")})
+    if dist_utils.is_main_process():
+        task.illustrate(split_name=name, epoch=epoch, output_dir=output_dir, dataset=dataset)
     if kept is not None:
         kept.append(partial)
     else:

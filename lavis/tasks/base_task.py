@@ -91,6 +91,10 @@ class BaseTask:
         batches, which over all processes in rank order are those of the dataset."""
         raise NotImplementedError
 
+    def illustrate(self, *, split_name: str, epoch: int | str, output_dir: Path, dataset: Any) -> None:
+        """Pages that show an evaluation, where ``run`` asks for them. Called on the main process when the metrics are written;
+        never raises, as an evaluation is not to be lost for a page of it."""
+
 
 def gather_rows(rows: list[Row], *, unique: str | None = None) -> list[Row]:
     """Every process's rows in rank order; of rows with the same ``unique`` value only the first."""

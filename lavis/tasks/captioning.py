@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from lavis.common.errors import ConfigError, listed, unknown
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
 from lavis.evaluation.caption import EXTRA, METRICS, build_ground_truth, metric_versions, score_captions
+from lavis.evaluation.gallery import Gallery, write_gallery
 from lavis.evaluation.ground_truth import read_references, some
 from lavis.evaluation.java_metrics import package_version
+from lavis.evaluation.run_summary import write_summary
 from lavis.evaluation.score_file import write_scores
 from lavis.tasks.base_task import BaseTask, Row, batch_length, count_samples, gather_rows, save_result
 
@@ -132,6 +135,22 @@ class CaptionTask(BaseTask):
         logger.info("scores of each id, tokens, versions and settings: %s", beside)
         return dict(scores.metrics)
 
+    def illustrate(self, *, split_name: str, epoch: int | str, output_dir: Path, dataset: Any) -> None:
+        """``result/<split>_epoch<e>_gallery.html`` with ``run.gallery`` of the samples, and ``summary.html`` of the whole run."""
+        count = int(self.run_cfg.gallery)
+        if not count:
+            return
+        name = f"{split_name}_epoch{epoch}"
+        if self.run_cfg.report_metric:
+            with _costing_nothing(f"gallery of {name}"):
+                scores, page = (Path(output_dir) / "result" / f"{name}_{kind}" for kind in ("scores.json", "gallery.html"))
+                made = write_gallery(scores, page, dataset=dataset, count=count, name=f"{split_name}, epoch {epoch}")
+                _tell_gallery(made)
+        else:
+            logger.warning("no gallery of %s: run.report_metric is false, and samples are shown by their scores", name)
+        with _costing_nothing("summary of the run"):
+            logger.info("summary of the run: %s", write_summary(output_dir))
+
     def named_ground_truth(self, dataset: Any) -> Path | None:
         """``run.annotation_file`` for a dataset (it is a path, or one per dataset name); None where it is null."""
         named = self.run_cfg.annotation_file
@@ -151,6 +170,22 @@ class CaptionTask(BaseTask):
             build_ground_truth(dataset.references(), path)
             logger.info("ground truth of dataset %s written to %s", dataset.name, path)
         return path
+
+
+@contextlib.contextmanager
+def _costing_nothing(what: str) -> Iterator[None]:
+    """Whatever goes wrong in the block is logged: the evaluation is done, and its numbers are written."""
+    try:
+        yield
+    except Exception:
+        logger.warning("the %s could not be made; the metrics are not concerned", what, exc_info=True)
+
+
+def _tell_gallery(made: Gallery) -> None:
+    logger.info("gallery of %d of %d samples: %s", made.shown, made.total, made.path)
+    if made.problems:
+        first = "; ".join(made.problems[:3])
+        logger.warning("%s: %d of %d samples have no picture: %s", made.path, len(made.problems), made.shown, first)
 
 
 def _ids(ids: Any) -> list[Any]:

@@ -113,3 +113,34 @@ def test_corners_in_the_published_order() -> None:
 
 def test_id_of_an_object() -> None:
     assert geometry.object_region_id("scene0011_00", 4) == "scene0011_00_4"
+
+
+def test_corners_of_a_box_and_the_box_of_corners() -> None:
+    box = [1.0, 2.0, 3.0, 0.2, 0.4, 0.8]
+    corners = geometry.corners_of(box)
+    np.testing.assert_allclose(np.ptp(corners, axis=0), [0.2, 0.4, 0.8], atol=1e-6)
+    np.testing.assert_allclose(np.ptp(geometry.box_corners(box), axis=0), [0.2, 0.8, 0.4], atol=1e-6)
+    np.testing.assert_allclose(geometry.box_of(corners[::-1]), box, atol=1e-6)
+    for bad in ([1, 2, 3], [1, 2, 3, 0, 1, 1], [1, 2, 3, 1, 1, math.nan]):
+        with pytest.raises(ValueError, match="empty or malformed box"):
+            geometry.corners_of(bad)
+    turned = (corners - corners.mean(axis=0)) @ geometry.rotation("z", 0.3)
+    twice = corners[[0, 0, 1, 2, 3, 4, 5, 6]]
+    flat = corners * [1, 1, 0]
+    for wrong in (turned, twice, flat):
+        with pytest.raises(ValueError, match="not the 8 of a box"):
+            geometry.box_of(wrong)
+    for malformed in (corners[:7], np.full((8, 3), math.nan)):
+        with pytest.raises(ValueError, match="malformed corners"):
+            geometry.box_of(malformed)
+
+
+def test_colours_where_there_are_any() -> None:
+    points = draws().randn(5, 3)
+    shares = draws(1).uniform(size=(5, 3))
+    np.testing.assert_allclose(geometry.with_colours(np.c_[points, shares])[:, 3:], shares, rtol=1e-6)
+    np.testing.assert_allclose(geometry.with_colours(np.c_[points, np.round(255 * shares)])[:, 3:], shares, atol=0.01)
+    for none in (points, np.c_[points, np.zeros((5, 3))], np.c_[points, draws(2).randn(5, 3)], np.c_[points, 1000 * shares]):
+        assert geometry.with_colours(none).shape == (5, 3)
+    with pytest.raises(ValueError, match="malformed point cloud"):
+        geometry.with_colours(np.zeros((4, 2)))
