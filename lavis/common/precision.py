@@ -1,5 +1,5 @@
-"""In which type frozen weights are held: low precision on a GPU, float32 on a CPU, whatever the YAML says, unless the run asks for
-autocast there.
+"""In which type frozen weights are held: low precision on a GPU, float32 on a CPU, whatever the YAML says, unless the run asks
+for autocast there.
 
 Under autocast a frozen weight in float32 is converted at every use (it is kept only for weights that have a gradient). So what is
 frozen is held in autocast's type to begin with, where that changes no bit or where its precision key says so.

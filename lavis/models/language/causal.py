@@ -22,8 +22,8 @@ from lavis.common.dist_utils import is_sharded
 from lavis.common.errors import ConfigError
 from lavis.models.language import beam
 from lavis.models.language.answers import CausalAnswers
-from lavis.models.language.beam_cache import BeamCache
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
+from lavis.models.language.beam_cache import BeamCache
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
 
 NEWLINE = "\n"

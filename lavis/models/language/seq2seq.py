@@ -18,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from lavis.common.dist_utils import is_sharded
 from lavis.models.language import beam
 from lavis.models.language.answers import Seq2SeqAnswers
-from lavis.models.language.beam_cache import BeamCache
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
+from lavis.models.language.beam_cache import BeamCache
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
 
 
@@ -107,7 +107,8 @@ class _CachedStep:
     def __init__(self, lm: Seq2SeqLM, embeds: Tensor, mask: Tensor, copies: int, *, room: int) -> None:
         self.lm, self.mask, self.copies = lm, mask, copies
         self.hidden = lm.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-        self.read, self.written = DynamicCache(), BeamCache(room)
+        self.read: Any = DynamicCache()
+        self.written = BeamCache(room)
         self.cache = EncoderDecoderCache(self.written, self.read)
 
     def __call__(self, tokens: Tensor, origin: Tensor | None) -> Tensor:
