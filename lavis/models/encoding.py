@@ -106,9 +106,13 @@ class Encoding:
 
     def cloud_groups(self: Any, pointcloud: Tensor, *, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """As `cloud_tokens`, with the points `start` [I] where sampling begins (None: 0); and the centres of the groups
-        [I, groups, 3] in the cloud's coordinates."""
-        grad = torch.is_grad_enabled() and not self.cfg.freeze_point_encoder
-        with torch.set_grad_enabled(grad), without_autocast(self.device):
+        [I, groups, 3] in the cloud's coordinates.
+
+        Autocast stays out of a trained encoder, whose batch norms learn statistics.
+        """
+        frozen = self.cfg.freeze_point_encoder
+        as_it_is = contextlib.nullcontext() if frozen and self.cfg.pointbert.autocast else without_autocast(self.device)
+        with as_it_is, torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             cloud = pointcloud.to(self.device, torch.float32)
             tokens, centres = self.point_encoder(cloud, start=start, with_centres=True)
         return self.pc_adapter(tokens), centres

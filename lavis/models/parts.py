@@ -83,7 +83,7 @@ def load_vit(vit: EvaViT | ClipViT, path: str) -> list[str]:
 
 def build_point_encoder(cfg: DictConfig) -> PointBert:
     """The Point-BERT that `model.pointbert` describes, with random weights."""
-    settings = {key: value for key, value in cfg.pointbert.items() if key != "pretrained"}
+    settings = {key: value for key, value in cfg.pointbert.items() if key not in ("pretrained", "autocast")}
     return PointBert(**settings)
 
 

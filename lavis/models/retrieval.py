@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lavis.common import dist_utils
 from lavis.common.config import ConfigError
+from lavis.common.precision import autocast_of
 from lavis.models.losses import query_text_similarity
 from lavis.models.modality import Modality
 from lavis.models.qformer import EncoderTokens
@@ -69,8 +70,7 @@ class Retrieval:
         gallery = Gallery() if gallery is None else gallery
         if gallery.modality not in ("", row.name):
             raise ValueError(f"a gallery holds one modality; this one holds {gallery.modality}, the batch is {row.name}")
-        gallery.modality, kind = row.name, self.device.type
-        gallery.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        gallery.modality, gallery.dtype = row.name, autocast_of(self.device)
         with self.router.route(row.name):
             looked = self.look(samples, row)
             gallery.features.append(F.normalize(self.branch(row.name).itc_proj(looked.hidden), dim=-1).float())

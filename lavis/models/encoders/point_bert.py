@@ -18,9 +18,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lavis.common import dist_utils
+from lavis.common.precision import autocast_of, without_autocast
 from lavis.models.encoders.point_ops import group_points
 
 RELEASED = re.compile(r"(?:module\.)?(?:transformer_q|point_encoder)\.(.*)")
+POINTS_AT_ONCE = 2048  # 64 groups of 32: the quickest of 256 to 16,384 points, in float32 and in bfloat16
 LEFT_OUT = re.compile(r"cls_head\..*|lm_head\..*|mask_token")
 
 
@@ -57,6 +59,12 @@ class MiniPointNet(nn.Module):
         )
 
     def forward(self, groups: Tensor) -> Tensor:
+        """In evaluation and without a graph, where batch norm is a fixed scale and shift, the parts are multiplied out first."""
+        if self.training or torch.is_grad_enabled():
+            return self._layer_by_layer(groups)
+        return self._multiplied_out(groups)
+
+    def _layer_by_layer(self, groups: Tensor) -> Tensor:
         # The convolutions have kernel 1, so they are linear layers over points. The second stage reads [whole, local] of a point;
         # `whole` is the same for all points of a group, so its half of the product is taken once per group.
         clouds, count, size, channels = groups.shape
@@ -64,17 +72,59 @@ class MiniPointNet(nn.Module):
         local = _linear(relu(norm(_linear(groups.reshape(-1, channels), widen))), narrow)
         whole = local.view(clouds * count, size, -1).amax(dim=1)
         widen, norm, relu, narrow = self.second_conv
-        assert isinstance(widen, nn.Conv1d)
-        of_whole, of_local = widen.weight.squeeze(-1).split(whole.shape[1], dim=1)
+        of_whole, of_local = _matrix(widen).split(whole.shape[1], dim=1)
         mixed = F.linear(local, of_local).view(clouds * count, size, -1) + F.linear(whole, of_whole, widen.bias).unsqueeze(1)
         points = _linear(relu(norm(mixed.flatten(0, 1))), narrow)
         return points.view(clouds, count, size, -1).amax(dim=2)
+
+    def _multiplied_out(self, groups: Tensor) -> Tensor:
+        """As `_layer_by_layer`, up to rounding. Batch norm goes into the layer before it; the end of the first stage and what the
+        second reads of a point are two products in a row, so one; a bias is added behind the maximum. On a CPU some groups at a
+        time, so that what lies between the products stays in the cache."""
+        clouds, count, size, channels = groups.shape
+        dtype = autocast_of(groups.device) or groups.dtype
+        with without_autocast(groups.device):
+            products = self._products()
+        first, first_bias, local, whole, whole_bias, mixed, last, last_bias = (part.to(dtype) for part in products)
+        at_once = max(1, POINTS_AT_ONCE // size) if groups.device.type == "cpu" else clouds * count
+        found = []
+        for part in groups.to(dtype).view(-1, size, channels).split(at_once):
+            points = F.linear(part.flatten(0, 1), first, first_bias).relu_()
+            of_whole = F.linear(F.linear(points, local).view(-1, size, len(local)).amax(dim=1), whole, whole_bias)
+            points = F.linear(points, mixed).view(-1, size, len(mixed)).add_(of_whole.unsqueeze(1)).relu_()
+            found.append(F.linear(points, last).amax(dim=1))
+        return (torch.cat(found) + last_bias).view(clouds, count, -1)
+
+    def _products(self) -> tuple[Tensor, ...]:
+        """Weights and biases of `_multiplied_out`, in the order of their use."""
+        widen, norm, _, narrow = self.first_conv
+        first, first_bias = _with_norm(widen, norm)
+        local, local_bias = _matrix(narrow), narrow.bias
+        widen, norm, _, narrow = self.second_conv
+        second, second_bias = _with_norm(widen, norm)
+        whole, of_local = second.split(len(local), dim=1)
+        whole_bias = second_bias + (whole + of_local) @ local_bias  # local_bias is in the maximum and in each point
+        return first, first_bias, local, whole, whole_bias, of_local @ local, _matrix(narrow), narrow.bias
+
+
+def _matrix(conv: nn.Module) -> Tensor:
+    """The weight [out, in] of a convolution of kernel 1."""
+    assert isinstance(conv, nn.Conv1d)
+    return conv.weight.squeeze(-1)
 
 
 def _linear(points: Tensor, conv: nn.Module) -> Tensor:
     """A convolution of kernel 1 on points [M, C], without moving the channels."""
     assert isinstance(conv, nn.Conv1d)
-    return F.linear(points, conv.weight.squeeze(-1), conv.bias)
+    return F.linear(points, _matrix(conv), conv.bias)
+
+
+def _with_norm(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution of kernel 1 and the batch norm in evaluation behind it, as one linear layer."""
+    assert isinstance(conv, nn.Conv1d) and isinstance(norm, nn.BatchNorm1d)
+    assert conv.bias is not None and norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return _matrix(conv) * scale[:, None], (conv.bias - norm.running_mean) * scale + norm.bias
 
 
 class BlockList(nn.Module):
@@ -130,7 +180,8 @@ class PointBert(nn.Module):
         dtype = self.reduce_dim.weight.dtype
         tokens = self.reduce_dim(self.encoder(groups.to(dtype)))
         cls = self.cls_token.expand(len(tokens), -1, -1)
-        position = torch.cat([self.cls_pos.expand(len(tokens), -1, -1), self.pos_embed(centres.to(dtype))], dim=1)
+        with without_autocast(centres.device):  # bfloat16 would round coordinates to 1/256
+            position = torch.cat([self.cls_pos.expand(len(tokens), -1, -1), self.pos_embed(centres.to(dtype))], dim=1)
         out = self.norm(self.blocks(torch.cat([cls, tokens], dim=1), position))
         return (out, centres) if with_centres else out
 

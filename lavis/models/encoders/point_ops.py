@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lavis.common.precision import without_autocast
+
 Array = NDArray[Any]
 
 FAR = 1e10  # published start of every point's distance to the picks
@@ -138,7 +140,8 @@ def _neighbours_of(cloud: Array, centres: Array, *, count: int) -> Array:
 def _neighbours_by_matrix(points: Tensor, centres: Tensor, count: int) -> Tensor:
     """As `nearest_neighbours`, by all distances |a|^2 + |b|^2 - 2ab, as published."""
     squares = centres.square().sum(-1, keepdim=True) + points.square().sum(-1).unsqueeze(1)
-    distance = torch.baddbmm(squares, centres, points.transpose(1, 2), alpha=-2)
+    with without_autocast(points.device):
+        distance = torch.baddbmm(squares, centres, points.transpose(1, 2), alpha=-2)
     return distance.topk(count, dim=-1, largest=False, sorted=False).indices
 
 
