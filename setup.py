@@ -36,6 +36,7 @@ setup(
         "webdataset>=0.2.86",
         "plyfile>=1.0",
         "fpsample>=0.3",
+        "scipy>=1.11",
         "tqdm",
         "jinja2>=3",
     ],

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lavis.common.errors import ConfigError, listed
+from lavis.common.point_groups import point_groups
 from lavis.datasets.captions import CaptionedDataset
 from lavis.datasets.samples import BadSample, Row, Sample
 
@@ -45,6 +48,8 @@ class CloudDataset(CaptionedDataset):
         if isinstance(num_points, bool) or not isinstance(num_points, int) or num_points < 1:
             raise ConfigError(f"dataset {name}: the number of points is {num_points!r}; accepted: an integer of 1 or more")
         self.num_points, self.use_color, self.augment = num_points, bool(use_color), bool(augment) and self.training
+        self._group_sizes: tuple[int, int] | None = None  # how many groups, and of how many points
+        self._grouped: tuple[Tensor, int, Tensor] | None = None  # the last cloud, where its sampling began, its groups
         super().__init__(name=name, **kwargs)
 
     @property
@@ -61,7 +66,28 @@ class CloudDataset(CaptionedDataset):
     def sample(self, row: Row, points: NDArray[Any], rng: np.random.RandomState) -> Sample:
         """The sample of a row and its points [N, C]."""
         cloud = self.vis_processor(points.astype(np.float32, copy=False), rng=rng)
-        return {"pointcloud": cloud, "cloud_key": str(row[self.source]), **self.load_text(row, rng)}
+        sample = {"pointcloud": cloud, "cloud_key": str(row[self.source]), **self.load_text(row, rng)}
+        return sample | self._groups_of(cloud, rng)
+
+    def group_clouds(self, *, num_group: int, group_size: int) -> None:
+        """From now on samples hold `point_groups` [G, 1 + K], as `lavis.common.point_groups` finds them, so that the model need
+        not. Sampling begins at a point drawn for the sample in training, at point 0 in evaluation."""
+        self._group_sizes = num_group, group_size
+
+    def _groups_of(self, cloud: Tensor, rng: np.random.RandomState) -> Sample:
+        """The groups of a cloud, where they are asked for. Those of the last are kept: in evaluation the next object is often in
+        the same scene."""
+        if self._group_sizes is None:
+            return {}
+        start = int(rng.randint(len(cloud))) if self.training else 0
+        if self._grouped is None or self._grouped[1] != start or not torch.equal(self._grouped[0], cloud):
+            try:
+                found = point_groups(cloud.numpy(), *self._group_sizes, start=start)
+            except ValueError as error:
+                hint = "accepted: larger clouds, or run.group_in_workers: false"
+                raise ConfigError(f"dataset {self.name}: {error}; {hint}") from error
+            self._grouped = cloud, start, torch.from_numpy(found)
+        return {"point_groups": self._grouped[2]}
 
     def placeholder(self, index: int) -> Sample:
         """A cloud of different points, so that no encoder meets a division by zero; all placeholders share it."""

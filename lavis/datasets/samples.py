@@ -2,8 +2,9 @@
 
 A sample is a dict: modality (str), text_input (str), image_id (str or int), instance_id (str, the row it was
 made of), and what its modality reads: image [3, H, W] float32, box [4] float32 (x1, y1, x2, y2 as shares of the
-picture, in [0, 1]), pointcloud [N, 3 or 6] float32, box_corners [8, 3] float32 metres. A batch has the same
-keys: tensors are stacked on a new first axis, all else becomes a list of B, and modality stays one string.
+picture, in [0, 1]), pointcloud [N, 3 or 6] float32, box_corners [8, 3] float32 metres; where loader processes group
+the points of clouds, point_groups [G, 1 + K] int32. A batch has the same keys: tensors are stacked on a new first
+axis, all else becomes a list of B, and modality stays one string.
 
 A row that cannot be used never ends a run. In training another row stands in for it, drawn from (seed, epoch,
 index); in evaluation the sample keeps its place as a zero image, or a cloud of no meaning, with `readable` False.
@@ -38,7 +39,8 @@ MAX_REPLACEMENTS = 1000  # rows tried in the place of an unusable one before the
 MAX_PROBES = 10_000  # rows looked at, per file, for one that can be used
 MAX_NAMED = 50  # dropped rows named one by one in the log
 
-ENCODER_INPUTS = {"image": "image_key", "pointcloud": "cloud_key"}  # what an encoder reads, and the key that names it
+# what an encoder reads, and the key that names it
+ENCODER_INPUTS = {"image": "image_key", "pointcloud": "cloud_key", "point_groups": "cloud_key"}
 
 
 class AnnotationError(ValueError):

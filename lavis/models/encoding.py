@@ -56,14 +56,17 @@ class Encoding:
 
     def encode(self: Any, samples: Mapping[str, Any], row: Modality) -> EncoderTokens:
         """Encoder tokens of a batch [I, T, C]; each input is encoded once, however many rows read it (`image_index`,
-        `pointcloud_index`)."""
+        `pointcloud_index`). `point_groups` [I, G, 1 + K]: the groups of the clouds, where a dataset found them
+        (`lavis.common.point_groups`)."""
         inputs, index = samples.get(row.encoder), samples.get(f"{row.encoder}_index")
         if inputs is None:
             raise ValueError(f"modality {row.name!r} needs samples[{row.encoder!r}]")
         index = None if index is None else index.to(self.device)
         if row.encoder == "image":
             return EncoderTokens(self.image_tokens(inputs), index)
-        embeds, centres = self.cloud_groups(inputs, start=self.start_points(samples, inputs.shape[:2], index))
+        groups = samples.get("point_groups")
+        start = self.start_points(samples, inputs.shape[:2], index) if groups is None else None
+        embeds, centres = self.cloud_groups(inputs, start=start, groups=groups)
         return EncoderTokens(embeds, index, centres)
 
     def image_tokens(self: Any, image: Tensor) -> Tensor:
@@ -104,9 +107,11 @@ class Encoding:
         """pointcloud [I, N, 3 or 6] -> [I, 1 + groups, C]. Sampling starts at point 0 in evaluation, anywhere in training."""
         return self.cloud_groups(pointcloud, start=self.start_points({}, pointcloud.shape[:2], None))[0]
 
-    def cloud_groups(self: Any, pointcloud: Tensor, *, start: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `cloud_tokens`, with the points `start` [I] where sampling begins (None: 0); and the centres of the groups
-        [I, groups, 3] in the cloud's coordinates.
+    def cloud_groups(
+        self: Any, pointcloud: Tensor, *, start: Tensor | None, groups: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `cloud_tokens`, with the points `start` [I] where sampling begins (None: 0), or the `groups` [I, G, 1 + K] in place
+        of sampling; and the centres of the groups [I, G, 3] in the cloud's coordinates.
 
         Autocast stays out of a trained encoder, whose batch norms learn statistics.
         """
@@ -114,5 +119,5 @@ class Encoding:
         as_it_is = contextlib.nullcontext() if frozen and self.cfg.pointbert.autocast else without_autocast(self.device)
         with as_it_is, torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             cloud = pointcloud.to(self.device, torch.float32)
-            tokens, centres = self.point_encoder(cloud, start=start, with_centres=True)
+            tokens, centres = self.point_encoder(cloud, start=start, index=groups, with_centres=True)
         return self.pc_adapter(tokens), centres

@@ -61,6 +61,8 @@ class BaseTask:
                 continue
             built[str(name)] = {split: part for split, part in parts.items() if wanted is None or split in wanted}
         _check_splits(wanted or (), built)
+        if cfg.run_cfg.group_in_workers:
+            _group_clouds(built, cfg.model_cfg)
         return built
 
     # Steps
@@ -137,6 +139,14 @@ def _splits_with_files(dataset_cfg: DictConfig) -> list[str] | None:
         for split, entry in annotations.items()
         if any(isinstance(value, (str, ListConfig)) and value for value in (entry or {}).values())
     ]
+
+
+def _group_clouds(built: Datasets, model_cfg: DictConfig) -> None:
+    """Have datasets of clouds find the groups that the point encoder reads."""
+    sizes = model_cfg.get("pointbert")
+    for dataset in (dataset for parts in built.values() for dataset in parts.values()):
+        if sizes is not None and hasattr(dataset, "group_clouds"):
+            dataset.group_clouds(num_group=sizes.num_group, group_size=sizes.group_size)
 
 
 def _check_splits(wanted: Iterable[str], built: Datasets) -> None:

@@ -73,7 +73,7 @@ class MiniPointNet(nn.Module):
         whole = local.view(clouds * count, size, -1).amax(dim=1)
         widen, norm, relu, narrow = self.second_conv
         of_whole, of_local = _matrix(widen).split(whole.shape[1], dim=1)
-        mixed = F.linear(local, of_local).view(clouds * count, size, -1) + F.linear(whole, of_whole, widen.bias).unsqueeze(1)
+        mixed = F.linear(local, of_local).view(clouds * count, size, -1) + F.linear(whole, of_whole, _bias(widen)).unsqueeze(1)
         points = _linear(relu(norm(mixed.flatten(0, 1))), narrow)
         return points.view(clouds, count, size, -1).amax(dim=2)
 
@@ -99,12 +99,12 @@ class MiniPointNet(nn.Module):
         """Weights and biases of `_multiplied_out`, in the order of their use."""
         widen, norm, _, narrow = self.first_conv
         first, first_bias = _with_norm(widen, norm)
-        local, local_bias = _matrix(narrow), narrow.bias
+        local, local_bias = _matrix(narrow), _bias(narrow)
         widen, norm, _, narrow = self.second_conv
         second, second_bias = _with_norm(widen, norm)
         whole, of_local = second.split(len(local), dim=1)
         whole_bias = second_bias + (whole + of_local) @ local_bias  # local_bias is in the maximum and in each point
-        return first, first_bias, local, whole, whole_bias, of_local @ local, _matrix(narrow), narrow.bias
+        return first, first_bias, local, whole, whole_bias, of_local @ local, _matrix(narrow), _bias(narrow)
 
 
 def _matrix(conv: nn.Module) -> Tensor:
@@ -113,18 +113,21 @@ def _matrix(conv: nn.Module) -> Tensor:
     return conv.weight.squeeze(-1)
 
 
+def _bias(conv: nn.Module) -> Tensor:
+    assert isinstance(conv, nn.Conv1d) and conv.bias is not None
+    return conv.bias
+
+
 def _linear(points: Tensor, conv: nn.Module) -> Tensor:
     """A convolution of kernel 1 on points [M, C], without moving the channels."""
-    assert isinstance(conv, nn.Conv1d)
-    return F.linear(points, _matrix(conv), conv.bias)
+    return F.linear(points, _matrix(conv), _bias(conv))
 
 
 def _with_norm(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution of kernel 1 and the batch norm in evaluation behind it, as one linear layer."""
-    assert isinstance(conv, nn.Conv1d) and isinstance(norm, nn.BatchNorm1d)
-    assert conv.bias is not None and norm.running_mean is not None and norm.running_var is not None
+    assert isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return _matrix(conv) * scale[:, None], (conv.bias - norm.running_mean) * scale + norm.bias
+    return _matrix(conv) * scale[:, None], (_bias(conv) - norm.running_mean) * scale + norm.bias
 
 
 class BlockList(nn.Module):
@@ -169,14 +172,20 @@ class PointBert(nn.Module):
         self.norm = nn.LayerNorm(trans_dim)
 
     def forward(
-        self, pointcloud: Tensor, *, start: Tensor | None = None, with_centres: bool = False
+        self,
+        pointcloud: Tensor,
+        *,
+        start: Tensor | None = None,
+        index: Tensor | None = None,
+        with_centres: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`start` [B]: the point at which sampling begins (None: 0). ValueError on another shape or too few points.
+        """`start` [B]: the point at which sampling begins (None: 0); `index` [B, G, 1 + K]: groups that were found before, in
+        place of sampling here. ValueError on another shape or too few points.
 
         `with_centres`: return the tokens and the centres [B, G, 3] of their groups, in the cloud's coordinates.
         """
         self.check(pointcloud)
-        groups, centres = group_points(pointcloud, self.num_group, self.group_size, start=start)
+        groups, centres = group_points(pointcloud, self.num_group, self.group_size, start=start, index=index)
         dtype = self.reduce_dim.weight.dtype
         tokens = self.reduce_dim(self.encoder(groups.to(dtype)))
         cls = self.cls_token.expand(len(tokens), -1, -1)

@@ -1,7 +1,7 @@
 """Point operations of Point-BERT: farthest point sampling and grouping of nearest neighbours.
 
-On a CPU fpsample samples and scipy's k-d tree groups, a cloud per thread. On CUDA sampling is a loop over picks that never waits
-for the host, and all distances are one product (knn_cuda groups where it can be imported). Each equals a brute-force statement
+On a CPU each cloud goes to a thread (`lavis.common.point_groups`). On CUDA sampling is a loop over picks that never waits for the
+host, and all distances are one product (knn_cuda groups where it can be imported). Each equals a brute-force statement
 (tests/models/test_point_ops.py). Of points at equal distances, such as copies of one point, which is picked is not defined.
 
 Shapes: B clouds, N points, G picks (groups), K neighbours, C channels (xyz first).
@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lavis.common.point_groups import farthest_points, nearest_points
 from lavis.common.precision import without_autocast
 
 Array = NDArray[Any]
 
 FAR = 1e10  # published start of every point's distance to the picks
-BUCKETED = 2048  # points from which on sampling in buckets is quicker
-TREE_HEIGHT = 5  # of fpsample's tree: 2 ** 5 buckets were the quickest of 2 ** 3 to 2 ** 9, at 8,192 and at 40,000 points
-LEAF = 32  # points in a leaf of the k-d tree
 
 
 def farthest_point_sample(points: Tensor, picks: int, *, start: Tensor | None = None) -> Tensor:
@@ -44,8 +41,10 @@ def farthest_point_sample(points: Tensor, picks: int, *, start: Tensor | None = 
 
 
 def _sample_cpu(xyz: Tensor, picks: int, start: Tensor) -> Tensor:
-    rows = _each_cloud(partial(_picks_of, picks=picks), xyz.contiguous().numpy(), start.tolist())
-    return torch.from_numpy(np.stack(rows))
+    def of_one(cloud: Array, first: int) -> Array:
+        return farthest_points(cloud, picks, start=first)
+
+    return torch.from_numpy(np.stack(_each_cloud(of_one, xyz.contiguous().numpy(), start.tolist())))
 
 
 def _each_cloud(function: Callable[..., Array], *clouds: Iterable[Any]) -> list[Array]:
@@ -54,46 +53,6 @@ def _each_cloud(function: Callable[..., Array], *clouds: Iterable[Any]) -> list[
         return [function(*values) for values in zip(*clouds, strict=True)]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         return list(threads.map(function, *clouds))
-
-
-def _picks_of(cloud: Array, start: int, *, picks: int) -> Array:
-    """The picks [G] of one cloud [N, 3].
-
-    fpsample's buckets leave out the points that a pick cannot concern. They number the start point in the order of their
-    tree: so the start point changes places with the one that lies where its bucket will be, and building leaves it there.
-    """
-    import fpsample
-
-    if len(cloud) >= BUCKETED and np.isfinite(cloud).all():
-        place = _place_in_tree(cloud, start)
-        moved = cloud.copy()
-        moved[[start, place]] = cloud[[place, start]]
-        found = fpsample.bucket_fps_kdline_sampling(moved, picks, TREE_HEIGHT, start_idx=place).astype(np.int64)
-        found = np.where(found == place, start, np.where(found == start, place, found))
-        if found[0] == start:
-            return found
-    return fpsample.fps_sampling(cloud, picks, start_idx=start).astype(np.int64)
-
-
-def _place_in_tree(cloud: Array, point: int) -> int:
-    """The middle of the range that the bucket of a point takes in fpsample's order of a cloud [N, 3].
-
-    A node of its tree is cut at the mean of its longest axis, what lies below goes left; a point that lies in the range of
-    its side already is not moved. From the middle of the range other rounding of a mean makes no difference.
-    """
-    columns = np.ascontiguousarray(cloud.T)
-    here, first, last = columns[:, point], 0, len(cloud)
-    for _ in range(TREE_HEIGHT):
-        axis = int((columns.max(axis=1) - columns.min(axis=1)).argmax())
-        cut = columns[axis].mean()
-        side = columns[axis] < cut
-        below = int(np.count_nonzero(side))
-        if here[axis] < cut:
-            last = first + below
-        else:
-            side, first = ~side, first + below
-        columns = columns.compress(side, axis=1)
-    return (first + last) // 2
 
 
 def _sample_loop(xyz: Tensor, picks: int, start: Tensor) -> Tensor:
@@ -118,23 +77,13 @@ def nearest_neighbours(points: Tensor, centres: Tensor, count: int) -> Tensor:
         raise ValueError(f"a cloud has {points.shape[1]} points, fewer than the {count} neighbours of a group")
     points, centres = points.detach().float(), centres.detach().float()
     if points.device.type == "cpu" and bool(points.isfinite().all()):
-        rows = _each_cloud(partial(_neighbours_of, count=count), points.numpy(), centres.numpy())
+        rows = _each_cloud(lambda cloud, of: nearest_points(cloud, of, count), points.numpy(), centres.numpy())
         return torch.from_numpy(np.stack(rows))
     if points.is_cuda and importlib.util.find_spec("knn_cuda") is not None:
         from knn_cuda import KNN
 
         return KNN(k=count, transpose_mode=True)(points, centres)[1]
     return _neighbours_by_matrix(points, centres, count)
-
-
-def _neighbours_of(cloud: Array, centres: Array, *, count: int) -> Array:
-    """The neighbours [G, K] of centres [G, 3] in one cloud [N, 3], by a k-d tree. It takes differences in float64: where two
-    points are equally near up to the rounding of |a|^2 + |b|^2 - 2ab in float32, it may choose the other one."""
-    from scipy.spatial import cKDTree
-
-    tree = cKDTree(cloud, leafsize=LEAF, balanced_tree=False, compact_nodes=False)  # quick to build: it is asked once
-    found: Array = tree.query(centres, count)[1]
-    return found.reshape(len(centres), count)
 
 
 def _neighbours_by_matrix(points: Tensor, centres: Tensor, count: int) -> Tensor:
@@ -145,14 +94,24 @@ def _neighbours_by_matrix(points: Tensor, centres: Tensor, count: int) -> Tensor
     return distance.topk(count, dim=-1, largest=False, sorted=False).indices
 
 
-def group_points(points: Tensor, groups: int, size: int, *, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def group_points(
+    points: Tensor, groups: int, size: int, *, start: Tensor | None = None, index: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Groups [B, G, K, C] around farthest points, xyz relative to the group's centre (not scaled), and the centres [B, G, 3].
 
-    `start` [B]: the point at which sampling begins (None: 0).
+    `start` [B]: the point at which sampling begins (None: 0). `index` [B, G, 1 + K]: what `lavis.common.point_groups` found for
+    each cloud, in place of sampling and grouping here. ValueError where it is of another shape.
     """
     rows = torch.arange(len(points), device=points.device)
-    centres = points[rows[:, None], farthest_point_sample(points, groups, start=start), :3]
-    index = nearest_neighbours(points[..., :3], centres, size)
-    grouped = points[rows[:, None, None], index]
+    if index is None:
+        centres = points[rows[:, None], farthest_point_sample(points, groups, start=start), :3]
+        members = nearest_neighbours(points[..., :3], centres, size)
+    else:
+        wanted = (len(points), groups, 1 + size)
+        if index.shape != wanted:
+            raise ValueError(f"point_groups has shape {tuple(index.shape)}; this encoder was built for {wanted}")
+        index = index.to(points.device, torch.long)
+        centres, members = points[rows[:, None], index[..., 0], :3], index[..., 1:]
+    grouped = points[rows[:, None, None], members]
     relative = grouped[..., :3] - centres.unsqueeze(2)
     return torch.cat([relative, grouped[..., 3:]], dim=-1), centres
