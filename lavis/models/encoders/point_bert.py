@@ -88,7 +88,7 @@ class MiniPointNet(nn.Module):
         first, first_bias, local, whole, whole_bias, mixed, last, last_bias = (part.to(dtype) for part in products)
         at_once = max(1, POINTS_AT_ONCE // size) if groups.device.type == "cpu" else clouds * count
         found = []
-        for part in groups.to(dtype).view(-1, size, channels).split(at_once):
+        for part in groups.to(dtype).reshape(-1, size, channels).split(at_once):
             points = F.linear(part.flatten(0, 1), first, first_bias).relu_()
             of_whole = F.linear(F.linear(points, local).view(-1, size, len(local)).amax(dim=1), whole, whole_bias)
             points = F.linear(points, mixed).view(-1, size, len(mixed)).add_(of_whole.unsqueeze(1)).relu_()
