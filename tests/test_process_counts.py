@@ -30,8 +30,8 @@ from tests.distributed import run_distributed
 GLOBAL_BATCH = 16
 ROWS = {"coco_caption": 21, "general_box_caption": 38, "pointcloud_caption": 23, "scannet_refer": 37}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "published": {"itc_gather_grad": False},
-    "gathered": {"itc_gather_grad": True, "soft_targets": True},
+    "published": {"model.itc_gather_grad": False},
+    "gathered": {"model.itc_gather_grad": True, "model.soft_targets": True, "run.group_in_workers": True},
 }
 
 
@@ -155,11 +155,10 @@ class Watch:
         return {name: p.grad.clone() for name, p in self.parameters().items() if p.grad is not None}
 
 
-def train(path: str, model: dict[str, Any], out: str, *, double: bool) -> dict[str, Any]:
+def train(path: str, variant: dict[str, Any], out: str, *, double: bool) -> dict[str, Any]:
     """Train; returns what was watched, and the weights. Collective."""
     options = {"run.output_dir": out, "run.batch_size_train": GLOBAL_BATCH // dist_utils.get_world_size()}
-    options |= {f"model.{key}": value for key, value in model.items()}
-    cfg = Config.from_file(path, options=[f"{key}={value}" for key, value in options.items()])
+    cfg = Config.from_file(path, options=[f"{key}={value}" for key, value in (options | variant).items()])
     runner = build_runner(cfg, splits=["train"], config_name="config")
     spread(runner.model)
     watch = Watch(runner)
@@ -179,8 +178,8 @@ def train_all(folder: str) -> dict[str, dict[str, Any]]:
     """Every variant in both precisions, on however many processes there are."""
     config, count = str(Path(folder) / "config.yaml"), dist_utils.get_world_size()
     return {
-        f"{name} {bits}": train(config, model, str(Path(folder) / f"{name}{bits}_{count}"), double=bits == 64)
-        for name, model in VARIANTS.items()
+        f"{name} {bits}": train(config, variant, str(Path(folder) / f"{name}{bits}_{count}"), double=bits == 64)
+        for name, variant in VARIANTS.items()
         for bits in (32, 64)
     }
 
