@@ -56,6 +56,18 @@ def test_sampling_in_buckets_begins_anywhere(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(farthest_point_sample(points, 32, start=start), _sample_loop(points, 32, start)), first
 
 
+def test_threads_share_the_clouds() -> None:
+    points, start, before = cloud(3000, clouds=5), torch.arange(5) * 500, torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(group_points(points, 16, 8, start=start))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, many) for one, many in zip(*found, strict=True))
+
+
 def test_another_order_of_the_tree_costs_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(point_groups, "_place_in_tree", lambda cloud, point: len(cloud) - 1 - point)
     points, start = cloud(3000), torch.tensor([3, 1700])
