@@ -92,8 +92,15 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
     def from_config(cls, cfg: DictConfig) -> Blip2Base:
         model = cls(cfg)
         model.load_checkpoint_from_config(model.cfg)
-        hold_frozen_linear(*(part for part in model.children() if isinstance(part, QFormer)))
+        hold_frozen_linear(*model.autocast_parts())
         return model
+
+    def autocast_parts(self) -> list[nn.Module]:
+        """The parts whose linear layers are called under autocast alone, where there is any."""
+        found: list[nn.Module] = [part for part in self.children() if isinstance(part, QFormer)]
+        if hasattr(self, "point_encoder") and self.cfg.freeze_point_encoder and self.cfg.pointbert.autocast:
+            found.append(self.point_encoder.blocks)
+        return found
 
     @classmethod
     def modality_rows(cls, cfg: DictConfig) -> dict[str, Any]:

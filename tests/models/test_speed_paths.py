@@ -115,17 +115,19 @@ def model_of(folder: Path, autocast: torch.dtype) -> Any:
     return model.train()
 
 
-def test_frozen_layers_held_in_bfloat16_give_the_losses_of_autocast_bit_by_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("modality", ["image_region", "pointcloud"])
+def test_frozen_layers_held_in_bfloat16_give_the_losses_of_autocast_bit_by_bit(tmp_path: Path, modality: str) -> None:
     held, plain = model_of(tmp_path, torch.bfloat16), model_of(tmp_path, torch.float32)
     types = {name: p.dtype for name, p in held.named_parameters()}
     assert types["Qformer.bert.encoder.layer.0.attention.self.query.weight"] == torch.bfloat16
     assert {types[name] for name, p in held.named_parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    assert types["point_encoder.blocks.blocks.0.mlp.fc1.weight"] == torch.bfloat16
     found = []
     for model in (held, plain):
         torch.manual_seed(1)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            losses = model(tiny.batch_of("image_region", rows=3))
+            losses = model(tiny.batch_of(modality, rows=3))
         losses.loss.backward()
         found.append((dict(losses), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     for name, value in found[0][0].items():
