@@ -18,23 +18,13 @@ from PIL import Image
 from lavis.common.config import ConfigError
 from lavis.serving import cli, folder
 from lavis.serving.captioner import Captioner
-from lavis.serving.examples import Example, examples
+from lavis.serving.examples import Example
 from lavis.serving.items import Item, batches_of, find_items
-from lavis.serving.loading import REPOSITORY, SHIPPED, load_captioner
+from lavis.serving.loading import REPOSITORY, SHIPPED
 from lavis.serving.rows_file import RowsFile
 from tools import caption_folder
 
 SHORT = ["--num-beams", "1", "--batch-size", "3"]
-
-
-@pytest.fixture(scope="module")
-def captioner() -> Captioner:
-    return load_captioner(REPOSITORY / SHIPPED)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    return examples(tmp_path_factory.mktemp("examples"))
 
 
 @pytest.fixture
