@@ -117,8 +117,8 @@ def merge_model_config(cfg: Mapping[str, Any] | DictConfig, *, options: Sequence
     configuration. ``options``: ``["model.a=b", ...]``, over the mapping."""
     config = OmegaConf.create({"model": _plain(cfg)})
     _apply_options(config, options)
-    if unknown := sorted(set(_plain(config)) - {"model"}):
-        raise ConfigError(f"--options: {unknown[0]} is no section that is read here; accepted: model")
+    if others := sorted(set(_plain(config)) - {"model"}):
+        raise ConfigError(f"--options: {others[0]} is no section that is read here; accepted: model")
     cfg = config.model
     return _resolved({"env": _default_yaml()["env"], "model": _merged_model(_plain(cfg))}).model
 
