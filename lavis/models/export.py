@@ -12,6 +12,7 @@ Shapes: B rows, P prefix positions (the projected queries), L prompt tokens, H m
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 SHARD_SIZE = "5GB"  # of one file of weights
 FACTS, README = "export.json", "README.txt"
+TOKENIZER_FILES = (
+    "tokenizer*.json", "tokenizer.model", "spiece.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.*",
+)  # fmt: skip
 CHECKPOINTS = ("blip2_pretrain", "pretrained", "finetuned")  # config keys, in the order in which they are loaded
 
 README_TEXT = """\
@@ -77,7 +82,7 @@ def export_llm(
         _say_ties(plain)
         plain.generation_config = generation_config(llm, decoding)
         plain.save_pretrained(place, max_shard_size=shard_size)
-        llm.tokenizer.save_pretrained(place)
+        copy_tokenizer(parts.source_folder(parts.llm_source(model.cfg, model.llm_kind)), place)
         facts = origin(model, row)
         settings = plain.generation_config
         facts["lengths"] = {
@@ -89,6 +94,12 @@ def export_llm(
         (place / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         (place / README).write_text(_readme(model, row, llm, decoding, settings))
     return facts
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer's files as they are: transformers 5 would write some that older versions and other engines cannot read."""
+    for file in {file for pattern in TOKENIZER_FILES for file in source.glob(pattern)}:
+        shutil.copyfile(file, target / file.name)
 
 
 def adapted_llm(model: Blip2Base) -> LanguageModel:
