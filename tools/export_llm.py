@@ -1,14 +1,14 @@
 """A trained model in two halves for other engines: plain language-model weights, and soft prompts that they can decode.
 
-    python tools/export_llm.py weights --cfg-path run_scripts/eval_opt/X.yaml --options model.finetuned=Y.pth \
-        --modality image_region -o served
-    python tools/export_llm.py prompts --cfg-path run_scripts/eval_opt/X.yaml --options model.finetuned=Y.pth \
-        --image room.jpg --boxes 10,20,200,180 40,40,90,120 -o prompts.safetensors
+    python tools/export_llm.py weights --checkpoint output/mine/checkpoint_best.pth --modality image_region -o served
+    python tools/export_llm.py prompts --checkpoint output/mine/checkpoint_best.pth --image room.jpg \
+        --boxes 10,20,200,180 40,40,90,120 -o prompts.safetensors
 
 `weights` writes a Hugging Face folder: the adapters of one modality are merged into the weights, in the precision that the
-configuration names for a GPU (--float32: in float32). Lengths and beams come from run.max_len, min_len, num_beams, length_penalty
-and repetition_penalty. `prompts` writes the input embeddings of pixel boxes (x1,y1,x2,y2), or of the whole picture, and a mask.
-How both are decoded: docs/serving.md.
+configuration names for a GPU (--float32: in float32). Lengths and beams are run.max_len, min_len, num_beams, length_penalty and
+repetition_penalty of --cfg-path; without it 5 beams, and the longest caption that the checkpoint's own configuration says.
+`prompts` writes the input embeddings of pixel boxes (x1,y1,x2,y2), or of the whole picture, and a mask. Published checkpoints
+hold no configuration: name one with --cfg-path. How both halves are decoded: docs/serving.md.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 
-from lavis.common.config import Config, ConfigError
-from lavis.models import load_model_from_config
+from lavis.common.config import Config
 from lavis.models.export import checked_modality, export_llm, save_prompts
 from lavis.models.language import Decoding
-from lavis.runners.checks import check_model, check_weight_sources
+from lavis.serving.captioner import Captioner
+from lavis.serving.images import open_image
+from lavis.serving.loading import load_captioner
 
 
 def box(text: str) -> list[float]:
@@ -51,51 +51,52 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     prompts.add_argument("--device", default="cpu", help="where the encoders run (default: cpu)")
     prompts.add_argument("-o", "--output", required=True, help="the .safetensors file to write")
     for command in (weights, prompts):
-        command.add_argument("--cfg-path", required=True, help="a run's YAML file")
+        command.add_argument("--checkpoint", help="trained weights; default: those of --cfg-path, else the quickstart's")
+        command.add_argument("--cfg-path", help="a run's YAML file; default: the configuration inside the checkpoint")
         command.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration keys")
     return parser.parse_args(arguments)
 
 
-def load(cfg: Config, *, device: str) -> Any:
-    """The model of a configuration in eval mode, held as it would be on `device`; ConfigError where a part of it is random."""
-    check_model(cfg.model_cfg)
-    model = load_model_from_config(cfg.model_cfg, device=device)
-    check_weight_sources(model, allow_random_init=bool(cfg.model_cfg.get("allow_random_init")), for_evaluation=True)
-    return model.eval()
+def load(given: argparse.Namespace, **where: Any) -> Captioner:
+    return load_captioner(given.checkpoint, cfg_path=given.cfg_path, options=given.options, **where)
 
 
-def write_weights(cfg: Config, given: argparse.Namespace) -> str:
-    run = cfg.run_cfg
-    decoding = Decoding(
+def decoding_of(given: argparse.Namespace, found: Captioner) -> Decoding:
+    """Lengths and beams of a run's configuration, else what the demos decode with."""
+    if not given.cfg_path:
+        return Decoding(**found.decoding)
+    run = Config.from_file(given.cfg_path, options=given.options).run_cfg
+    return Decoding(
         num_beams=run.num_beams, max_length=run.max_len, min_length=run.min_len, length_penalty=run.length_penalty,
         repetition_penalty=run.repetition_penalty,
     )  # fmt: skip
-    model = load(cfg, device="cpu" if given.float32 else "cuda")
-    facts = export_llm(model, given.output, modality=given.modality, decoding=decoding)
+
+
+def write_weights(given: argparse.Namespace) -> str:
+    found = load(given, precision_of="cpu" if given.float32 else "cuda")
+    decoding = decoding_of(given, found)
+    facts = export_llm(found.model, given.output, modality=given.modality, decoding=decoding, checkpoint=found.checkpoint)
     return f"{given.output}: {facts['modality']} merged into {facts['lora']['layers']} layers, {facts['dtype']}"
 
 
-def write_prompts(cfg: Config, given: argparse.Namespace) -> str:
-    try:
-        picture = Image.open(given.image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise ConfigError(f"--image {given.image} cannot be read: {error}") from error
-    model = load(cfg, device=given.device).to(given.device)
+def write_prompts(given: argparse.Namespace) -> str:
+    picture = open_image(given.image)
+    found = load(given, device=given.device)
+    model = found.model
     modality = checked_modality(model, given.modality) if given.modality else None
-    samples = model.picture_samples(picture, given.boxes, modality=modality)
+    samples = {"image": model.picture(picture), **model.picture_samples(picture.size, given.boxes, modality=modality)}
+    samples = {key: value.to(given.device) if isinstance(value, torch.Tensor) else value for key, value in samples.items()}
     if given.prompt is not None:
         samples["prompt"] = given.prompt
-    samples = {key: value.to(given.device) if isinstance(value, torch.Tensor) else value for key, value in samples.items()}
     about = {"image": Path(given.image).name, "boxes": given.boxes}
-    shape = save_prompts(model, samples, given.output, about=about)
+    shape = save_prompts(model, samples, given.output, checkpoint=found.checkpoint, about=about)
     return f"{given.output}: inputs_embeds {list(shape)} of {samples['modality']}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     try:
-        cfg = Config.from_file(given.cfg_path, options=given.options)
-        done = write_weights(cfg, given) if given.command == "weights" else write_prompts(cfg, given)
+        done = write_weights(given) if given.command == "weights" else write_prompts(given)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

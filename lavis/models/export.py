@@ -43,7 +43,6 @@ TOKENIZER_FILES = (
     "tokenizer*.json", "tokenizer.model", "spiece.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template.*",
 )  # fmt: skip
-CHECKPOINTS = ("blip2_pretrain", "pretrained", "finetuned")  # config keys, in the order in which they are loaded
 
 README_TEXT = """\
 {llm} with the adapters of modality "{modality}" merged into its weights.
@@ -68,13 +67,19 @@ adapters_sha256.
 
 # -- weights ------------------------------------------------------------------------------------------------------------------
 def export_llm(
-    model: Blip2Base, folder: str | Path, *, modality: str, decoding: Decoding, shard_size: str = SHARD_SIZE
+    model: Blip2Base,
+    folder: str | Path,
+    *,
+    modality: str,
+    decoding: Decoding,
+    checkpoint: str | Path | None = None,
+    shard_size: str = SHARD_SIZE,
 ) -> dict[str, Any]:
     """Write the language model of `model`, adapters of `modality` merged, as a Hugging Face folder; returns its export.json.
 
     Weights keep their type (the sum is made in float32). `modality`: a row of the model, or its published task name; `decoding`
-    goes into generation_config.json. The folder appears whole or not at all. ConfigError for a model without language model or
-    adapters, an unknown modality, and a folder that is not empty.
+    goes into generation_config.json; `checkpoint`: see `origin`. The folder appears whole or not at all. ConfigError for a model
+    without language model or adapters, an unknown modality, and a folder that is not empty.
     """
     llm, row = adapted_llm(model), checked_modality(model, modality)
     with new_folder(Path(folder)) as place:
@@ -83,7 +88,7 @@ def export_llm(
         plain.generation_config = generation_config(llm, decoding)
         plain.save_pretrained(place, max_shard_size=shard_size)
         copy_tokenizer(parts.source_folder(parts.llm_source(model.cfg, model.llm_kind)), place)
-        facts = origin(model, row)
+        facts = origin(model, row, checkpoint=checkpoint)
         settings = plain.generation_config
         facts["lengths"] = {
             "max_length": decoding.max_length, "min_length": decoding.min_length,
@@ -156,19 +161,23 @@ def _say_ties(plain: Any) -> None:
     plain.config.tie_word_embeddings = head is not None and head.weight is plain.get_input_embeddings().weight
 
 
-def origin(model: Blip2Base, modality: str) -> dict[str, Any]:
+def origin(model: Blip2Base, modality: str, *, checkpoint: str | Path | None = None) -> dict[str, Any]:
     """What the adapters and soft prompts of a modality stand on: files with their sha256, and the hash of the adapters, null
-    for a language model without."""
-    cfg, source = model.cfg, parts.llm_source(model.cfg, model.llm_kind)
+    for a language model without.
+
+    `checkpoint`: the file of the trained weights, where it is not the one that the model's configuration loads.
+    """
+    cfg = model.cfg
     layers = {name: layer for name, layer in cast(Any, model.llm).model.named_modules() if isinstance(layer, ModalityLinear)}
     adapters = {name: [layer.lora_A[modality], layer.lora_B[modality]] for name, layer in layers.items()}
-    named = {key: str(cfg[key]) for key in CHECKPOINTS if cfg.get(f"load_{key}") and cfg.get(key)}
+    named = next((cfg[key] for key in ("finetuned", "pretrained") if cfg.get(f"load_{key}")), None)
+    trained = str(checkpoint or named or "")
     return {
         "made_by": f"lavis {lavis.__version__}, transformers {transformers.__version__}",
         "arch": cfg.arch,
         "modality": modality,
-        "llm": {"path": source, "sha256": parts.source_hash(source)},
-        "checkpoints": {key: {"path": path, "sha256": parts.source_hash(path)} for key, path in named.items()},
+        "checkpoint": {"path": trained, "sha256": parts.source_hash(trained)} if trained else None,
+        "frozen_bases": model.frozen_bases(),
         "lora": {"rank": int(cfg.lora.rank), "alpha": float(cfg.lora.alpha), "layers": len(layers)} if layers else None,
         "adapters_sha256": content_hash(adapters) if layers else None,
     }
@@ -202,7 +211,12 @@ def soft_prompts(model: Blip2Base, samples: Mapping[str, Any], *, prompts: Seque
 
 
 def save_prompts(
-    model: Blip2Base, samples: Mapping[str, Any], path: str | Path, *, about: Mapping[str, Any] | None = None
+    model: Blip2Base,
+    samples: Mapping[str, Any],
+    path: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
     """Write the soft prompts of a batch to a .safetensors file: `inputs_embeds`, `attention_mask`; returns the first's shape.
 
@@ -213,7 +227,7 @@ def save_prompts(
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: soft prompts are written as .safetensors")
     embeds, mask = soft_prompts(model, samples)
-    facts = origin(model, model.row_of(samples).name)
+    facts = origin(model, model.row_of(samples).name, checkpoint=checkpoint)
     tensors = {"inputs_embeds": embeds.cpu().contiguous(), "attention_mask": mask.cpu().contiguous()}
     with replacing(path) as stream:
         save_file(tensors, stream.name, metadata={"lavis": json.dumps({**facts, **(about or {})})})

@@ -57,9 +57,9 @@ def test_weights_and_prompts_give_the_captions_of_describe(place: Path, capsys: 
         about = json.loads(opened.metadata()["lavis"])
     assert about["image"] == "room.png" and about["boxes"] == BOXES
     made_of = json.loads((out / "export.json").read_text())
-    checkpoint = made_of["checkpoints"]["finetuned"]
+    checkpoint = made_of["checkpoint"]
     assert checkpoint["path"] == str(place / "trained.pth") and len(checkpoint["sha256"]) == 64
-    assert about["checkpoints"] == made_of["checkpoints"]
+    assert about["checkpoint"] == checkpoint and about["adapters_sha256"] == made_of["adapters_sha256"]
     plain: Any = AutoModelForCausalLM.from_pretrained(out)
     found = AutoTokenizer.from_pretrained(out).batch_decode(plain.generate(**inputs), skip_special_tokens=True)
     config = yaml.safe_load((place / "run.yaml").read_text())["model"]
@@ -84,8 +84,8 @@ def test_what_is_wrong_is_told_in_one_line(place: Path, tmp_path: Path, capsys: 
     for arguments, message in (
         ([*weights, "regions", "-o", tmp_path / "out"], "Unknown modality 'regions'"),
         ([*weights, "image_region", "-o", full], "full is not empty"),
-        ([*weights, "image", "-o", tmp_path / "out", "--options", "model.load_finetuned=false"], "random weights"),
-        ([*prompts, tmp_path / "none.png"], "none.png cannot be read"),
+        ([*weights, "image", "-o", tmp_path / "out", "--checkpoint", tmp_path / "none.pth"], "none.pth does not exist"),
+        ([*prompts, tmp_path / "none.png"], "none.png: no such file"),
         ([*prompts, place / "room.png", "--boxes", "60,3,70,20"], "box"),
     ):
         assert run("export_llm", *arguments) == 2
