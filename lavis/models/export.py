@@ -31,6 +31,7 @@ from lavis.common.files import new_folder, replacing
 from lavis.common.modalities import modality_of
 from lavis.models import parts
 from lavis.models.language import CausalLM, Decoding, LanguageModel
+from lavis.models.language.base import load_tokenizer
 from lavis.models.language.beam import TOP_K
 from lavis.models.modality_lora import ModalityLinear, merged_copy
 
@@ -102,9 +103,11 @@ def export_llm(
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer's files as they are: transformers 5 would write some that older versions and other engines cannot read."""
+    """The tokenizer's files as they are: transformers 5 would write some that older versions and other engines cannot read.
+    ConfigError where they are no longer there."""
     for file in {file for pattern in TOKENIZER_FILES for file in source.glob(pattern)}:
         shutil.copyfile(file, target / file.name)
+    load_tokenizer(str(target))
 
 
 def adapted_llm(model: Blip2Base) -> LanguageModel:
@@ -114,7 +117,7 @@ def adapted_llm(model: Blip2Base) -> LanguageModel:
         raise ConfigError(f"arch {arch} has no language model to export; accepted: a model of regionblip_opt or regionblip_t5")
     if not any(isinstance(layer, ModalityLinear) for layer in model.llm.model.modules()):
         source = parts.llm_source(model.cfg, model.llm_kind)
-        raise ConfigError(f"the language model of arch {arch} has no adapters: what it would be exported to is {source} as it is")
+        raise ConfigError(f"the language model of arch {arch} has no adapters to merge; it was read from {source}")
     return model.llm
 
 

@@ -293,7 +293,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     stage1, stage2 = (load_model_from_config(tiny.model_config(tmp_path, arch)) for arch in ("blip2", "blip2_opt"))
     with pytest.raises(ConfigError, match="arch blip2 has no language model"):
         export(tmp_path / "out", stage1, "image")
-    with pytest.raises(ConfigError, match="blip2_opt has no adapters.*opt as it is"):
+    with pytest.raises(ConfigError, match="blip2_opt has no adapters to merge"):
         export(tmp_path / "out", stage2, "image")
     with pytest.raises(ConfigError, match="no language model"):
         save_prompts(stage1, tiny.image_batch(), tmp_path / "prompts.safetensors")
