@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from lavis.common.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -27,14 +30,41 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if not durable:
-        return
-    with contextlib.suppress(OSError):  # not every file system lets a folder be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    if durable:
+        with contextlib.suppress(OSError):  # not every file system lets a folder be opened
+            _sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that becomes ``path`` when the block ends well, and is gone otherwise.
+
+    A process that is killed leaves a hidden folder of another name. ConfigError where ``path`` is a file or holds anything.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} is {'not empty' if path.is_dir() else 'a file'}; accepted: a folder that is new or empty")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process of that number that was killed
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for item in temporary.rglob("*"):
+            if item.is_file():
+                _sync(item)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file or a folder."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -66,9 +66,13 @@ class Captioner(Answering):
         with self.router.route(row.name):
             if self.llm is None:
                 return self._generate_by_qformer(samples, row, decoding)
-            prefix = self.branch(row.name).llm_proj(self.look(samples, row).hidden)
-            prompts = self._prompts(samples, row, len(prefix))
+            prefix, prompts = self.prefix_and_prompts(samples, row)
             return self.llm.generate(prefix, prompts=prompts, decoding=decoding)
+
+    def prefix_and_prompts(self: Any, samples: Mapping[str, Any], row: Modality) -> tuple[Tensor, list[str]]:
+        """What the language model is given of a batch: soft prompts [B, Q, H] and the texts behind them. Inside a route only."""
+        prefix = self.branch(row.name).llm_proj(self.look(samples, row).hidden)
+        return prefix, self._prompts(samples, row, len(prefix))
 
     def default_prompt(self: Any, row: Modality) -> str:
         """What the language model is told of a row when nobody says otherwise, in training as in evaluation (for T5)."""

@@ -13,6 +13,8 @@ modality is live raises instead of silently using none.
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -43,11 +45,15 @@ class ModalityRouter:
         """The live modality, or None outside any route."""
         return getattr(self._thread, "live", None)
 
+    def check(self, modality: str) -> None:
+        """ValueError for a modality without adapters."""
+        if modality not in self.modalities:
+            raise ValueError(f"unknown modality {modality!r}; this model adapts {', '.join(self.modalities)}")
+
     @contextlib.contextmanager
     def route(self, modality: str) -> Iterator[None]:
         """Make the adapters of `modality` live inside the block; routes nest."""
-        if modality not in self.modalities:
-            raise ValueError(f"unknown modality {modality!r}; this model adapts {', '.join(self.modalities)}")
+        self.check(modality)
         before, self._thread.live = self.live, modality
         try:
             yield
@@ -96,6 +102,18 @@ class ModalityLinear(nn.Linear, loralib.LoRALayer):
         delta = F.linear(F.linear(x, a), b) * self.scaling
         return y + delta.to(y.dtype)
 
+    @torch.no_grad()
+    def merged_linear(self, modality: str) -> nn.Linear:
+        """A plain linear layer that does what this one does for `modality`: W + (alpha / rank) B A, added in float32 and rounded
+        once to the type of W. The bias is shared."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        a, b = self.lora_A[modality].to(wide), self.lora_B[modality].to(wide)
+        weight = (self.weight.to(wide) + self.scaling * (b @ a)).to(self.weight.dtype)
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.bias = self.bias
+        return linear.train(self.training)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.r}, modalities={list(self.router.modalities)}"
 
@@ -127,6 +145,35 @@ def adapter_parameters(module: nn.Module, modality: str) -> Iterator[nn.Paramete
         if isinstance(layer, ModalityLinear):
             yield layer.lora_A[modality]
             yield layer.lora_B[modality]
+
+
+def merge_modality(module: nn.Module, modality: str) -> list[str]:
+    """Put the adapters of `modality` into the weights of every adapted layer of `module`, in place; returns the layers' names.
+
+    For generation of one modality. The other adapters are gone, so from then on the router refuses every other modality.
+    The tensors that the layers had are left as they were. ValueError when nothing is adapted, or for an unknown modality.
+    """
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, ModalityLinear)}
+    if not layers:
+        raise ValueError(f"{type(module).__name__} has no adapted layers: there is nothing to merge")
+    for name, layer in layers.items():
+        layer.router.check(modality)
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, layer.merged_linear(modality))
+    for layer in layers.values():
+        layer.router.modalities = (modality,)
+    return list(layers)
+
+
+def merged_copy(module: nn.Module, modality: str) -> Any:
+    """A copy of `module` with the adapters of `modality` merged; `module` stays as it is.
+
+    Only the adapted weights are new. All other parameters and buffers are the same tensors in both, and ties stay ties.
+    """
+    shared = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
+    copied = copy.deepcopy(module, shared)
+    merge_modality(copied, modality)
+    return copied
 
 
 CheckpointContexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]

@@ -35,13 +35,14 @@ def load_captioner(
     cfg_path: str | Path | None = None,
     options: Sequence[str] = (),
     device: str | torch.device = "cpu",
+    precision_of: str | torch.device | None = None,
 ) -> Captioner:
     """The model of a checkpoint, ready to caption.
 
     checkpoint None: the one that `cfg_path` names, else the newest of the quickstart, else the shipped one. The configuration is
     that of `cfg_path`, else the one inside the checkpoint; `options` (`model.a=b`) go over it. Paths in it that are not found
-    from the working directory are tried from the repository. ConfigError names what is missing, and parts that no file held
-    weights of.
+    from the working directory are tried from the repository. Frozen parts are held in the precision that they have on
+    `precision_of`, by default `device`. ConfigError names what is missing, and parts that no file held weights of.
     """
     config = Config.from_file(cfg_path, options=options) if cfg_path is not None else None
     path = _found(checkpoint) if checkpoint is not None else (config and _named(config.model)) or default_checkpoint()
@@ -52,7 +53,7 @@ def load_captioner(
         model_cfg, parts = merge_model_config({**inside["model"], "allow_random_init": False}, options=options), inside
     else:
         raise ConfigError(f"{path} holds no configuration, as published checkpoints do not; name one with cfg_path (--cfg-path)")
-    model = _built(model_cfg, path, content, device=device)
+    model = _built(model_cfg, path, content, device=precision_of or device)
     max_length = (parts.get("run") or {}).get("max_len")
     return Captioner(
         model.to(device),

@@ -110,6 +110,10 @@ class LanguageModel(nn.Module, ABC):
     def generate(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> list[str]:
         """B * num_captions texts for prefix [B, P, H]."""
 
+    @abstractmethod
+    def prompt_inputs(self, prefix: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """What the model reads before it writes: embeddings [B, P + L, H] of prefix [B, P, H] and prompts, and their mask."""
+
     def enable_checkpointing(self, context_fn: CheckpointContexts) -> None:
         """Recompute activations in backward, under the adapters of the forward pass."""
         self.recomputes = True

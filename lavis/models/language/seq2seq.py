@@ -62,6 +62,10 @@ class Seq2SeqLM(Seq2SeqAnswers, LanguageModel):
         embeds = torch.cat([prefix.to(self.dtype), self.embed(ids)], dim=1)
         return embeds, torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
 
+    def prompt_inputs(self, prefix: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """[prefix, prompt </s>, padding] of every row for the encoder: embeddings [B, P + L, H] and their mask."""
+        return self._encoder_input(prefix, prompts, truncate=False)
+
     def loss(self, prefix: Tensor, *, prompts: list[str], targets: list[str], truncate: bool = True) -> TokenLoss:
         embeds, seen = self._encoder_input(prefix, prompts, truncate=truncate)
         ids, mask = self.tokenize(targets)
