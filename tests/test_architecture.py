@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "evaluation": {"common", "datasets", "evaluation"},
     "models": {"common", "processors", "datasets.geometry", "models"},
     "tasks": {"common", "datasets", "evaluation", "tasks"},
+    "serving": {"common", "processors", "datasets", "models", "serving"},
     "runners": {"common", "datasets.joined", "datasets.loaders", "datasets.samples", "tasks", "runners"},
 }
 

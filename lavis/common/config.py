@@ -112,9 +112,14 @@ class _Args:
 # One section each: public, for code that has a mapping and no file
 
 
-def merge_model_config(cfg: Mapping[str, Any] | DictConfig) -> DictConfig:
+def merge_model_config(cfg: Mapping[str, Any] | DictConfig, *, options: Sequence[str] = ()) -> DictConfig:
     """A partial model mapping (``arch``, perhaps ``model_type`` and overrides) -> the full, checked
-    configuration."""
+    configuration. ``options``: ``["model.a=b", ...]``, over the mapping."""
+    config = OmegaConf.create({"model": _plain(cfg)})
+    _apply_options(config, options)
+    if unknown := sorted(set(_plain(config)) - {"model"}):
+        raise ConfigError(f"--options: {unknown[0]} is no section that is read here; accepted: model")
+    cfg = config.model
     return _resolved({"env": _default_yaml()["env"], "model": _merged_model(_plain(cfg))}).model
 
 

@@ -138,23 +138,34 @@ class Captioner(Answering):
 
         `kwargs` are those of `generate`. ValueError for a box with no area inside the image. The model is left in its mode.
         """
-        processor = load_processor("blip_image_eval", {"image_size": self.cfg.vit.img_size})
-        samples: dict[str, Any] = {"image": processor(image.convert("RGB")).unsqueeze(0)}
-        if boxes is None:
-            samples["modality"] = modality or self.modality_with_region(None)
-        else:
-            if len(boxes) == 0:
-                return []
-            normalised = pixel_boxes_to_normalised(boxes, *image.size)
-            samples["modality"] = modality or self.modality_with_region("box")
-            samples["box"] = torch.as_tensor(normalised, dtype=torch.float32)
-            samples["image_index"] = torch.zeros(len(boxes), dtype=torch.long)
+        if boxes is not None and len(boxes) == 0:
+            return []
+        samples = {"image": self.picture(image), **self.picture_samples(image.size, boxes, modality=modality)}
         was_training = self.training
         self.eval()
         try:
             return self.generate(samples, **kwargs)
         finally:
             self.train(was_training)
+
+    def picture(self: Any, image: Image) -> Tensor:
+        """A PIL image as the encoder of images reads it [1, 3, S, S]."""
+        processor = load_processor("blip_image_eval", {"image_size": self.cfg.vit.img_size})
+        return processor(image.convert("RGB")).unsqueeze(0)
+
+    def picture_samples(
+        self: Any, size: tuple[int, int], boxes: Sequence[Sequence[float]] | None = None, *, modality: str | None = None
+    ) -> dict[str, Any]:
+        """The samples of one picture of `size`, width and height in pixels, but for the picture itself: a row per pixel box, or
+        one for the whole picture. ValueError for a box with no area inside it."""
+        if boxes is None:
+            return {"modality": modality or self.modality_with_region(None)}
+        normalised = pixel_boxes_to_normalised(boxes, *size)
+        return {
+            "modality": modality or self.modality_with_region("box"),
+            "box": torch.as_tensor(normalised, dtype=torch.float32),
+            "image_index": torch.zeros(len(boxes), dtype=torch.long),
+        }
 
     def modality_with_region(self: Any, kind: str | None) -> str:
         """The first modality on images whose region kind is `kind`; ValueError when the model has none."""

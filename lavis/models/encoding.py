@@ -56,19 +56,33 @@ class Encoding:
 
     def encode(self: Any, samples: Mapping[str, Any], row: Modality) -> EncoderTokens:
         """Encoder tokens of a batch [I, T, C]; each input is encoded once, however many rows read it (`image_index`,
-        `pointcloud_index`)."""
+        `pointcloud_index`).
+
+        Samples may hold what a frozen encoder gave earlier in place of its inputs: `image_features` [I, T, C], as `vit_tokens`
+        returns them; `pointcloud_features` [I, 1 + groups, C] with `pointcloud_centres` [I, groups, 3], as `point_tokens` does.
+        """
         inputs, index = samples.get(row.encoder), samples.get(f"{row.encoder}_index")
-        if inputs is None:
+        features = samples.get(f"{row.encoder}_features")
+        if inputs is None and features is None:
             raise ValueError(f"modality {row.name!r} needs samples[{row.encoder!r}]")
         index = None if index is None else index.to(self.device)
         if row.encoder == "image":
-            return EncoderTokens(self.image_tokens(inputs), index)
+            vit_tokens = self.vit_tokens(inputs) if features is None else features.to(self.device)
+            return EncoderTokens(self.normalised_tokens(vit_tokens), index)
+        if features is not None:
+            centres = samples.get("pointcloud_centres")
+            centres = None if centres is None else centres.to(self.device)
+            return EncoderTokens(self.pc_adapter(features.to(self.device)), index, centres)
+        assert inputs is not None
         embeds, centres = self.cloud_groups(inputs, start=self.start_points(samples, inputs.shape[:2], index))
         return EncoderTokens(embeds, index, centres)
 
     def image_tokens(self: Any, image: Tensor) -> Tensor:
-        """image [I, 3, S, S] -> [I, T, C]. ln_vision computes in float32, as published."""
-        tokens = self.vit_tokens(image)
+        """image [I, 3, S, S] -> [I, T, C]."""
+        return self.normalised_tokens(self.vit_tokens(image))
+
+    def normalised_tokens(self: Any, tokens: Tensor) -> Tensor:
+        """ViT tokens [I, T, C] -> what the Q-Former reads. ln_vision computes in float32, as published."""
         with without_autocast(tokens.device):
             return self.ln_vision(tokens.float())
 
@@ -107,8 +121,13 @@ class Encoding:
     def cloud_groups(self: Any, pointcloud: Tensor, *, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """As `cloud_tokens`, with the points `start` [I] where sampling begins (None: 0); and the centres of the groups
         [I, groups, 3] in the cloud's coordinates."""
+        tokens, centres = self.point_tokens(pointcloud, start=start)
+        return self.pc_adapter(tokens), centres
+
+    def point_tokens(self: Any, pointcloud: Tensor, *, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `cloud_groups`, before the adapter that makes the tokens C wide."""
         grad = torch.is_grad_enabled() and not self.cfg.freeze_point_encoder
         with torch.set_grad_enabled(grad), without_autocast(self.device):
             cloud = pointcloud.to(self.device, torch.float32)
             tokens, centres = self.point_encoder(cloud, start=start, with_centres=True)
-        return self.pc_adapter(tokens), centres
+        return tokens, centres
