@@ -22,7 +22,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the whole network: there is no password")
     parser.add_argument("--port", type=int, default=7860, help="0: any free one")
-    parser.add_argument("--examples", type=Path, help="a folder of pictures and clouds to click")
+    parser.add_argument("--examples", type=Path, help="a folder of pictures and clouds to click; default: generated ones")
     return parser.parse_args(argv)
 
 
@@ -30,20 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     args = parse_args(argv)
     try:
+        from lavis.serving.loading import load_captioner
         from lavis.serving.server import listen, serve
 
         listener = listen(args.host, args.port)
-        from lavis.serving.examples import examples
-        from lavis.serving.loading import load_captioner
-
         captioner = load_captioner(args.checkpoint, cfg_path=args.cfg_path, options=args.options, device=args.device)
-        shown = examples(args.examples)
 
         def ready() -> None:
             host, port = listener.getsockname()[:2]
             print(f"http://{host}:{port} serves {captioner.checkpoint} (ready in {time.perf_counter() - begin:.1f} s)", flush=True)
 
-        serve(captioner, shown, listener=listener, ready=ready)
+        serve(captioner, args.examples, listener=listener, ready=ready)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

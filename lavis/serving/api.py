@@ -1,4 +1,4 @@
-"""The HTTP API: the page's functions for programs, described in docs/http_api.md and at /openapi.json.
+"""The HTTP API: the page's functions for programs, described in static/http_api.md (GET /api) and at /openapi.json.
 
 A file comes as multipart form field `file`, everything else as form fields beside it. Answers are JSON; a refusal is
 {"error": message} with 400 (a file or field that cannot be used), 413 (too large), 422 (a field is missing), 503 (all places
@@ -7,20 +7,19 @@ taken; ask again) or 500 (our fault; the log has the traceback).
 
 from __future__ import annotations
 
-import logging
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lavis import __version__
 from lavis.serving.desk import Busy, Desk
 from lavis.serving.uploads import MAX_BOXES, MAX_POINTS, MEGABYTES, check_boxes, check_question, read_picture, read_points
 
-logger = logging.getLogger(__name__)
-
+MANUAL = Path(__file__).parent / "static" / "http_api.md"
 FORM_BYTES = 100_000  # of a request beyond its file
 Upload = Annotated[UploadFile, File(description="the picture or the cloud")]
 BoxesField = Annotated[str, Form(description="JSON, a list of boxes")]
@@ -100,6 +99,11 @@ def add_errors(app: FastAPI) -> None:
 
 def add_routes(app: FastAPI, desk: Desk) -> None:
     """GET /api/info and one POST per function of the captioner."""
+
+    @app.get("/api", response_class=PlainTextResponse)
+    def manual() -> str:
+        """How to call this, in words."""
+        return MANUAL.read_text("utf-8")
 
     @app.get("/api/info")
     def info() -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Files:
     """Opened files by the source that a view names; a few stay decoded."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = {example.name: example for example in examples}
+        self.examples = {example.path.name: example for example in examples}
         self.picture = lru_cache(KEPT)(self._picture)
         self.points = lru_cache(KEPT)(self._points)
 
@@ -81,7 +81,7 @@ class Files:
         if not isinstance(source, dict):
             raise ConfigError("No file is open yet. Open one, or choose an example.")
         if (example := self.examples.get(str(source.get("example")))) is not None:
-            return Path(example.path), example.name, example
+            return example.path, example.path.name, example
         path = Path(str(source.get("path"))).resolve()
         uploads = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
         if not path.is_relative_to(uploads) or not path.is_file():
@@ -132,14 +132,14 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
     return safe
 
 
-def view(name: str, scripts: Sequence[str], files: Files, kind: str) -> gr.HTML:
-    """A hand-written view of static/, with the examples of its kind."""
-    shown = [payloads.thumbnail(example) for example in files.examples.values() if example.kind == kind]
+def view(name: str, scripts: Sequence[str], files: Files) -> gr.HTML:
+    """A hand-written view of static/, with the examples for it."""
+    shown = [payloads.thumbnail(example) for example in files.examples.values() if (example.kind == "image") == (name == "picture")]
     return gr.HTML(
         value={"n": 0, "source": None, "box": None},
         html_template=(STATIC / f"{name}.html").read_text("utf-8"),
         js_on_load="\n".join((STATIC / script).read_text("utf-8") for script in scripts),
-        apply_default_css=False, elem_id=name, reply={"n": 0}, label_text="", setup={"examples": shown, "megabytes": MEGABYTES},
+        apply_default_css=False, elem_id=name, reply={"n": 0}, named={}, setup={"examples": shown, "megabytes": MEGABYTES},
     )  # fmt: skip
 
 
@@ -155,17 +155,18 @@ def picture_tab(desk: Desk, files: Files) -> None:
     """Boxes on a picture, a caption of the whole, a question."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            picture = view("picture", ["shared.js", "picture.js"], files, "image")
+            picture = view("picture", ["shared.js", "picture.js"], files)
         with gr.Column(scale=2, min_width=300):
             gr.HTML((STATIC / "list.html").read_text("utf-8"), apply_default_css=False, js_on_load=None)
-            with gr.Group():
-                whole = gr.Textbox(label="Caption of the whole image", interactive=False, lines=2, elem_id="whole")
-                caption = gr.Button("Caption the whole image", variant="primary", elem_id="caption-image")
-            with gr.Group():
-                question = gr.Textbox(label="Question", placeholder="What colour is it?", max_lines=2, elem_id="question")
-                answer = gr.Textbox(label="Answer", interactive=False, elem_id="answer")
-                ask = gr.Button("Ask", elem_id="ask")
-            gr.HTML(payloads.question_note(), apply_default_css=False, js_on_load=None)
+            caption = gr.Button("Caption the whole image", variant="primary", elem_id="caption-image")
+            whole = gr.Textbox(label="Caption of the whole image", interactive=False, elem_id="whole")
+            with gr.Row():
+                question = gr.Textbox(
+                    label="Question", placeholder="What colour is it?", max_lines=2, scale=4, min_width=180, elem_id="question"
+                )
+                ask = gr.Button("Ask", scale=1, min_width=72, elem_id="ask")
+            answer = gr.Textbox(label="Answer", interactive=False, elem_id="answer")
+            gr.HTML(payloads.question_note(desk.captioner), apply_default_css=False, js_on_load=None)
 
     def picture_of(value: Any) -> Image:
         path, name, _ = files.find((value or {}).get("source"))
@@ -208,16 +209,18 @@ def cloud_tab(desk: Desk, files: Files) -> None:
     """A turnable cloud, a box by sliders, captions of both."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            cloud = view("cloud", ["shared.js", "cloud_view.js", "cloud.js"], files, "cloud")
+            cloud = view("cloud", ["shared.js", "cloud_view.js", "cloud.js"], files)
         with gr.Column(scale=2, min_width=300):
-            with gr.Group():
-                whole = gr.Textbox(label="Caption of the whole cloud", interactive=False, lines=2, elem_id="whole-cloud")
-                caption = gr.Button("Caption the cloud", variant="primary", elem_id="caption-cloud")
-            with gr.Group():
-                sliders = [slider(f"Centre {axis}", f"centre-{axis}") for axis in AXES]
-                sliders += [slider(f"Size {axis}", f"size-{axis}") for axis in AXES]
-                region = gr.Textbox(label="Caption of the box", interactive=False, elem_id="region-cloud")
-                caption_box = gr.Button("Caption the box", variant="primary", elem_id="caption-box")
+            caption = gr.Button("Caption the cloud", variant="primary", elem_id="caption-cloud")
+            whole = gr.Textbox(label="Caption of the whole cloud", interactive=False, elem_id="whole-cloud")
+            with gr.Group(elem_classes="rb-sliders"):
+                pairs = []
+                for axis in AXES:
+                    with gr.Row():
+                        pairs.append((slider(f"Centre {axis}", f"centre-{axis}"), slider(f"Size {axis}", f"size-{axis}")))
+            sliders = [*(centre for centre, _ in pairs), *(size for _, size in pairs)]
+            caption_box = gr.Button("Caption the box", variant="primary", elem_id="caption-box")
+            region = gr.Textbox(label="Caption of the box", interactive=False, elem_id="region-cloud")
 
     def points_of(value: Any) -> NDArray[np.float32]:
         path, name, _ = files.find((value or {}).get("source"))
@@ -245,7 +248,7 @@ def cloud_tab(desk: Desk, files: Files) -> None:
         points, boxes = points_of(value), check_boxes([value["box"]], numbers=6)
         with desk.turn() as captioner:
             text = captioner.caption_cloud_regions(points, boxes)[0]
-        return text, gr.HTML(label_text=text)
+        return text, gr.HTML(named={"box": boxes[0], "text": text})
 
     opened = cloud.open(replied(open_cloud), cloud, cloud, trigger_mode="multiple", **FILES)
     opened.failure(None, js=failure("cloud"))
@@ -261,7 +264,7 @@ def cloud_tab(desk: Desk, files: Files) -> None:
 
 def slider(label: str, name: str) -> gr.Slider:
     """One of the six of a box; its range comes with a cloud."""
-    return gr.Slider(0, 1, 0.5, step=0.01, label=label, elem_id=name, interactive=True)
+    return gr.Slider(0, 1, 0.5, step=0.01, label=label, elem_id=name, interactive=True, min_width=140, buttons=[])
 
 
 def moved(points: NDArray[np.float32], box: Sequence[float]) -> list[Any]:
@@ -273,6 +276,6 @@ def moved(points: NDArray[np.float32], box: Sequence[float]) -> list[Any]:
     ranges += [(step, float(high[axis] - low[axis]) * 1.2 + step) for axis in range(3)]
     rows = zip(ranges, box, strict=True)
     return [
-        gr.Slider(minimum=round(least, 4), maximum=round(most, 4), step=step, value=round(min(max(value, least), most), 4))
+        gr.Slider(minimum=round(least, 3), maximum=round(most, 3), step=step, value=round(min(max(value, least), most), 3))
         for (least, most), value in rows
     ]

@@ -18,6 +18,10 @@ from lavis.evaluation.cloud_pictures import render_cloud
 from lavis.serving.captioner import Captioner
 from lavis.serving.examples import Example
 
+QUICKSTART = (
+    "This is the quickstart's small model. It has seen nothing but generated scenes: coloured digits and shapes in images, "
+    "furniture in point clouds. Of anything else, photographs too, it says something about digits and shapes."
+)
 SIDE = 1600  # pixels of a picture as it is shown, at most
 THUMBNAIL = 152  # pixels a side
 SHOWN = 12_000  # points of a cloud that are sent to be seen
@@ -25,22 +29,37 @@ SHARE = 0.4  # of the extent: the box that a cloud without one starts with
 
 
 def header(captioner: Captioner) -> str:
-    """What this page is and which checkpoint it serves."""
-    parts = Path(captioner.checkpoint).parts
-    return f"""<header class="rb-head"><h1>Captions of regions, images and point clouds</h1>
-<p>{html.escape(captioner.description)}</p>
-<p class="rb-served"><b>Served checkpoint</b> <code>{html.escape("/".join(parts[-3:]))}</code></p></header>"""
+    """What this page is, which checkpoint it serves and what that knows."""
+    size = captioner.model.show_n_params(return_str=True)
+    facts = f"{captioner.model.cfg.arch}, {size} parameters, knows {', '.join(map(kind_of, captioner.modalities))}"
+    limits = QUICKSTART if of_quickstart(captioner) else ""
+    return f"""<header class="rb-head"><h1>Captions of regions, images and point clouds</h1><p>{limits}</p>
+<p class="rb-served"><b>Served checkpoint</b> <code title="{html.escape(str(captioner.checkpoint), quote=True)}">
+{html.escape("/".join(captioner.checkpoint.parts[-3:]))}</code> {html.escape(facts)}</p></header>"""
+
+
+def kind_of(modality: str) -> str:
+    """A modality in words."""
+    return {"image": "images", "image_region": "regions", "pointcloud": "clouds", "pointcloud_region": "regions of clouds"}.get(
+        modality, modality
+    )
+
+
+def of_quickstart(captioner: Captioner) -> bool:
+    """Whether the model stands on the quickstart's small frozen base."""
+    return "quickstart" in Path(str(captioner.model.cfg.opt_model)).parts
 
 
 def footer() -> str:
     """Where the same functions are for programs."""
-    return '<p class="rb-note">For programs: <code>POST /api/caption_regions</code> and others, see <a href="/openapi.json">/openapi.json</a>.</p>'
+    return """<p class="rb-note">For programs: the same functions over HTTP, for example <code>POST /api/caption_regions</code>;
+<a href="/api">how to call them</a>, <a href="/openapi.json">openapi.json</a>.</p>"""
 
 
-def question_note() -> str:
-    """What to expect of answers."""
-    return """<p class="rb-note">A question is about the chosen box, or else about the whole image. The quickstart model was not
-trained on questions: its answers show that the path works, no more.</p>"""
+def question_note(captioner: Captioner) -> str:
+    """What a question is about, and what to expect of answers."""
+    trained = " The quickstart model was not trained on questions: expect no sense in its answers." if of_quickstart(captioner) else ""
+    return f'<p class="rb-note">A question is about the chosen box, or else about the whole image.{trained}</p>'
 
 
 def data_url(picture: Image.Image, kind: str = "JPEG") -> str:
@@ -66,9 +85,13 @@ def thumbnail(example: Example) -> dict[str, str]:
         small = open_image(example.path)
         small.thumbnail((THUMBNAIL, THUMBNAIL))
     else:
-        points = read_cloud(example.path)
-        small = render_cloud(points[:, :3], size=THUMBNAIL, up=example.up)
-    return {"name": example.name, "title": example.title, "url": data_url(small.convert("RGB"))}
+        small = render_cloud(read_cloud(example.path)[:, :3], size=THUMBNAIL, up=up_of(example))
+    return {"name": example.path.name, "title": ", ".join(example.names), "url": data_url(small)}
+
+
+def up_of(example: Example | None) -> str:
+    """The axis that points up: y of objects, as in Objaverse; z of rooms, as in ScanNet, and of what is not known."""
+    return "y" if example and example.kind == "object" else "z"
 
 
 def cloud(points: NDArray[np.float32], example: Example | None) -> dict[str, Any]:
@@ -83,7 +106,7 @@ def cloud(points: NDArray[np.float32], example: Example | None) -> dict[str, Any
         "shown": len(seen),
         "points": base64.b64encode(np.ascontiguousarray(seen[:, :3], dtype="<f4").tobytes()).decode(),
         "colours": colours,
-        "up": example.up if example else "z",
+        "up": up_of(example),
         "box": first_box(points, example),
         "boxes": [list(box) for box in example.boxes] if example else [],
     }

@@ -2,8 +2,8 @@
 //
 // sent        {source, box}: box is cx, cy, cz, dx, dy, dz in the cloud's unit and axes
 // answered    {opened: {source, name, count, shown, points, colours, up, box, boxes}}; points and colours in base64
-// props.label the caption of the box, shown at it
-const view = new CloudView(find(".rb-canvas"));
+// props.named {box, text}: the caption of a box, shown at it
+const view = new CloudView(find(".rb-canvas")), chips = find(".rb-chips");
 let source = null;
 
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -16,7 +16,7 @@ function tell() {
 function setBox(box) {
   view.box = box;
   view.label = "";
-  view.draw();
+  view.ask();
   tell();
 }
 
@@ -49,9 +49,10 @@ function answered(reply) {
 
 const unanswered = tell;
 
-watch("label", () => {
-  view.label = props.label;
-  view.draw();
+watch("named", () => {
+  const same = view.box && view.box.every((value, index) => value === props.named.box[index]);
+  view.label = same ? props.named.text : ""; // a slider may have moved meanwhile
+  view.ask();
 });
 
 // the sliders send this with their six values
@@ -59,8 +60,9 @@ element.closest(".block").addEventListener("rb-box", (event) => source && setBox
 find(".rb-up").onclick = () => {
   if (!source) return;
   view.up = view.up === "z" ? "y" : "z";
+  view.measure();
   find(".rb-up").textContent = `Up: ${view.up}`;
-  view.draw();
+  view.ask();
 };
 find(".rb-zoom-in").onclick = () => view.magnify(1.2);
 find(".rb-zoom-out").onclick = () => view.magnify(1 / 1.2);

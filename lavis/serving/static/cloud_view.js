@@ -4,8 +4,9 @@
 // view.box = [cx, cy, cz, dx, dy, dz] or null; view.label = text at the box; view.draw()
 // Drag or arrow keys turn, + and - (or the wheel, when the view has the focus) zoom, 0 goes back.
 const LOW = [69, 84, 194], HIGH = [133, 237, 214]; // the colour of the lowest and of the highest point
-const INSIDE = [255, 176, 84], EDGE = "#ffe9c7", PAPER = "#10131b", FLOOR = "rgba(255, 255, 255, .07)";
+const INSIDE = [255, 176, 84], EDGE = "#ffe9c7", PAPER = "#10131b", GLOW = "#2a2f42", FLOOR = "rgba(255, 255, 255, .07)";
 const FAR = 3.2; // of the camera, in radii of the cloud
+const FILLED = 0.47; // of a side of the canvas, from its middle
 const EDGES = [[0, 1], [1, 3], [3, 2], [2, 0], [4, 5], [5, 7], [7, 6], [6, 4], [0, 4], [1, 5], [2, 6], [3, 7]];
 
 class CloudView {
@@ -35,7 +36,20 @@ class CloudView {
     this.centre = low.map((value, axis) => (value + high[axis]) / 2);
     this.radius = Math.hypot(...low.map((value, axis) => high[axis] - value)) / 2 || 1;
     this.home();
+    this.measure();
     this.draw();
+  }
+
+  // how far the extent reaches from the middle, seen from all around: across and upwards, at a scale of 1
+  measure() {
+    this.reach = [1e-6, 1e-6];
+    for (this.azimuth = 0; this.azimuth < 6.3; this.azimuth += 0.3) {
+      for (let index = 0; index < 8; index++) {
+        const at = this.turned(...[0, 1, 2].map((axis) => ((index >> axis) & 1 ? this.high : this.low)[axis]));
+        for (const side of [0, 1]) this.reach[side] = Math.max(this.reach[side], Math.abs(at[side]) / (FAR - at[2]));
+      }
+    }
+    this.home();
   }
 
   // x, y, z of the cloud to right, up and towards the camera, in radii; `up` says which axis is up
@@ -49,7 +63,7 @@ class CloudView {
   }
 
   onCanvas([right, up, towards]) {
-    const scale = (this.side * 0.46 * FAR * this.zoom) / Math.max(FAR - towards, 0.2);
+    const scale = (this.scale * this.zoom) / Math.max(FAR - towards, 0.2);
     return [this.width / 2 + right * scale, this.height / 2 - up * scale, scale];
   }
 
@@ -57,7 +71,7 @@ class CloudView {
     const ratio = window.devicePixelRatio || 1;
     this.width = this.canvas.clientWidth;
     this.height = this.canvas.clientHeight;
-    this.side = Math.min(this.width, this.height) * 1.1;
+    if (this.reach) this.scale = FILLED * Math.min(this.width / this.reach[0], this.height / this.reach[1]);
     const [width, height] = [Math.round(this.width * ratio), Math.round(this.height * ratio)];
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
     this.pen.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -66,7 +80,10 @@ class CloudView {
   draw() {
     this.fit();
     const pen = this.pen;
-    pen.fillStyle = PAPER;
+    const light = pen.createRadialGradient(this.width / 2, 0.6 * this.height, 0, this.width / 2, 0.6 * this.height, 0.6 * this.width + 1);
+    light.addColorStop(0, GLOW);
+    light.addColorStop(1, PAPER);
+    pen.fillStyle = light;
     pen.fillRect(0, 0, this.width, this.height);
     if (!this.points || !this.width) return;
     this.drawFloor();
@@ -100,7 +117,7 @@ class CloudView {
       order[i] = i;
     }
     order.sort((one, two) => depth[one] - depth[two]);
-    const dot = Math.min(6, Math.max(1.6, 110 / Math.sqrt(count))) / (this.side * 0.46);
+    const dot = Math.min(7, Math.max(1.8, 170 / Math.sqrt(count))) / (this.scale / FAR);
     for (const i of order) {
       const share = (points[3 * i + vertical] - this.low[vertical]) / rise, light = 0.72 + 0.28 * depth[i];
       const colour = this.holds(i) ? INSIDE : colours ? colours.subarray(3 * i, 3 * i + 3) : LOW.map((c, k) => c + share * (HIGH[k] - c));
@@ -150,12 +167,20 @@ class CloudView {
   turn(sideways, upwards) {
     this.azimuth -= sideways;
     this.elevation = Math.min(Math.max(this.elevation + upwards, -1.5), 1.5);
-    this.draw();
+    this.ask();
   }
 
   magnify(factor) {
     this.zoom = Math.min(Math.max(this.zoom * factor, 0.4), 8);
-    this.draw();
+    this.ask();
+  }
+
+  // one drawing per frame
+  ask() {
+    this.asked ||= requestAnimationFrame(() => {
+      this.asked = 0;
+      this.draw();
+    });
   }
 
   listen() {
@@ -185,7 +210,7 @@ class CloudView {
       if (steps[event.key]) this.turn(...steps[event.key]);
       else if (event.key === "+") this.magnify(1.1);
       else if (event.key === "-") this.magnify(1 / 1.1);
-      else if (event.key === "0") this.home(), this.draw();
+      else if (event.key === "0") this.home(), this.ask();
       else return;
       event.preventDefault();
     });

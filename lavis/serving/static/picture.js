@@ -29,6 +29,7 @@ function opened(picture) {
   image.src = picture.url;
   image.alt = picture.name;
   image.hidden = false;
+  image.classList.toggle("rb-coarse", Math.max(picture.width, picture.height) < 160); // pixels are shown as they are
   stage.classList.remove("rb-empty");
   stage.style.setProperty("--ratio", picture.width / picture.height);
   say(`${picture.name}, ${picture.width} × ${picture.height} pixels. Drag to draw a box, click for a point.`);
@@ -122,10 +123,29 @@ function drawnBox(box) {
   node.setAttribute("aria-label", `Box ${box.number}: ${said(box)}. Delete removes it.`);
   const label = made("span", "rb-label");
   label.append(made("b", "", box.number), made("span", "rb-caption", said(box)));
-  if (y1 / state.height < 0.09) label.classList.add(y2 / state.height > 0.91 ? "rb-inside" : "rb-below");
   if ((x1 + x2) / 2 > state.width / 2) label.classList.add("rb-right");
   node.append(label);
   return node;
+}
+
+// labels above their box, or below or inside it where they would leave the picture or lie over another label
+function placeLabels() {
+  const frame = stage.getBoundingClientRect(), placed = [];
+  const hidden = (a) => a.top < frame.top || a.bottom > frame.bottom;
+  const meets = (a) => placed.some((b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom);
+  for (const label of layer.querySelectorAll(".rb-label")) {
+    label.style.translate = "";
+    let rectangle = label.getBoundingClientRect();
+    const shift = Math.max(frame.left - rectangle.left, 0) + Math.min(frame.right - rectangle.right, 0);
+    label.style.translate = `${shift}px`;
+    for (const side of ["", "rb-below", "rb-inside", "rb-foot", ""]) {
+      label.classList.remove("rb-below", "rb-inside", "rb-foot");
+      if (side) label.classList.add(side);
+      rectangle = label.getBoundingClientRect();
+      if (!hidden(rectangle) && !meets(rectangle)) break;
+    }
+    placed.push(rectangle);
+  }
 }
 
 function listRow(box) {
@@ -144,6 +164,7 @@ function listRow(box) {
 function draw() {
   const focused = layer.contains(document.activeElement) ? document.activeElement.dataset.id : null;
   layer.replaceChildren(...state.boxes.map(drawnBox), ...(state.draft ? [drawnBox({ corners: state.draft })] : []));
+  placeLabels();
   if (focused !== null) layer.querySelector(`[data-id="${state.chosen}"]`)?.focus({ preventScroll: true });
   const list = document.querySelector(".rb-list");
   if (list) list.replaceChildren(...state.boxes.map(listRow));
@@ -197,4 +218,5 @@ stage.addEventListener("keydown", (event) => {
 find(".rb-remove").onclick = () => remove(state.chosen);
 find(".rb-clear").onclick = clear;
 size.oninput = () => (size.nextElementSibling.textContent = `${size.value} %`);
+new ResizeObserver(placeLabels).observe(stage);
 draw();
