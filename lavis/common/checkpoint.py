@@ -117,7 +117,8 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> Path
 
 
 def save_weights(state: dict[str, torch.Tensor], path: str | os.PathLike[str], *, beside: dict[str, Any] | None = None) -> Path:
-    """Write a state dict as a whole: flat for ``.safetensors``, else as ``{"model": state}`` and what is ``beside`` it.
+    """Write a state dict as a whole: flat for ``.safetensors``, what is ``beside`` it as JSON in the metadata; else as
+    ``{"model": state}`` and what is ``beside`` it.
 
     ConfigError for another suffix than .safetensors, .pth, .pt or .bin.
     """
@@ -134,7 +135,9 @@ def save_weights(state: dict[str, torch.Tensor], path: str | os.PathLike[str], *
         plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
     with replacing(path) as stream:
-        save_file(plain, stream.name, metadata={"format": "pt"})
+        save_file(
+            plain, stream.name, metadata={"format": "pt", **{key: json.dumps(value) for key, value in (beside or {}).items()}}
+        )
     return path
 
 

@@ -26,7 +26,7 @@ REPOSITORY = library_root.parent
 TRAINED = ("output/quickstart/clouds", "output/quickstart/region")  # what `make quickstart` leaves, the further one first
 SHIPPED = "assets/quickstart/regionblip.safetensors"
 BESIDE = ("config", "frozen_bases")  # what stands beside the weights
-CLOUD_DATASETS = {"pointcloud": "pointcloud_caption", "pointcloud_region": "scannet_refer"}  # whose defaults say how many points
+CLOUD_DATASETS = ("pointcloud_caption", "scannet_refer")  # whose defaults say how many points are read
 
 
 def load_captioner(
@@ -57,7 +57,7 @@ def load_captioner(
     return Captioner(
         model.to(device),
         checkpoint=path,
-        points={name: _num_points(parts.get("datasets") or {}, name) for name in CLOUD_DATASETS if name in model.rows},
+        points=parts.get("points") or points_read(parts.get("datasets") or {}),
         decoding={"max_length": max_length} if max_length else {},
     )
 
@@ -133,13 +133,13 @@ def _built(cfg: DictConfig, path: Path, content: dict[str, Any], *, device: str 
     return model
 
 
-def _num_points(datasets: Mapping[str, Any], modality: str) -> int:
-    """How many points a model was given of a cloud: by the first dataset of the modality, else by the published one's default."""
-    default = CLOUD_DATASETS[modality]
-    blocks = [block for block in datasets.values() if modality_of(str(block.get("task_name"))) == modality]
-    for block in (*blocks, dataset_defaults(default)):
-        parts = [block, *(block.get("build_info") or {}).values(), *(block.get("annotations") or {}).values()]
-        for part in parts:
-            if isinstance(part, dict) and isinstance(part.get("num_points"), int):
-                return int(part["num_points"])
-    raise AssertionError(f"{default} has no num_points")
+def points_read(datasets: Mapping[str, Any]) -> dict[str, int]:
+    """How many points a sample of each cloud modality has, by a run's datasets; those without one by the published default."""
+    points: dict[str, int] = {}
+    for block in [*datasets.values(), *(dataset_defaults(name) for name in CLOUD_DATASETS)]:
+        splits = list((block.get("annotations") or {}).values())
+        used = [split for split in splits if split.get("scanner_file") or split.get("storage")]  # the others hold defaults
+        for part in (block, *(block.get("build_info") or {}).values(), *(used or splits)):
+            if isinstance(part, Mapping) and part.get("num_points"):
+                points.setdefault(modality_of(str(block.get("task_name"))), int(part["num_points"]))
+    return points

@@ -36,6 +36,7 @@ sys.path.insert(0, str(HERE))
 from quickstart_report import write_report  # noqa: E402  (it lies beside this file)
 
 log = logging.getLogger("quickstart")
+TRAINED = "regionblip.safetensors"  # lies beside the frozen base, and is what such a run ended in
 SEED, NUM_TRAIN, NUM_TEST = 42, 1500, 125
 CLOUDS = {"train_objects": 7200, "test_objects": 300, "train_rooms": 1200, "test_rooms": 100}  # as many rows of both
 
@@ -53,7 +54,8 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self.made: dict[str, str] = {}  # stage -> a name for what it was made from
         base = Path(os.environ.get("QUICKSTART_BASE", REPOSITORY / "assets" / "quickstart"))
-        self.base = {str(file.relative_to(base)): file_hash(file) for file in sorted(base.rglob("*.safetensors"))}
+        files = (file for file in sorted(base.rglob("*.safetensors")) if file.name != TRAINED)
+        self.base = {str(file.relative_to(base)): file_hash(file) for file in files}
         self.peak_memory_gb = 0.0
 
     def run(

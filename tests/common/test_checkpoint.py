@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lavis.common import checkpoint
@@ -141,6 +142,9 @@ def test_weights_in_both_formats(tmp_path: Path, suffix: str, monkeypatch: pytes
     assert set(found) == set(weights) and all(torch.equal(found[name], tensor) for name, tensor in weights.items())
     if suffix == ".pth":
         assert load_checkpoint_file(path)["epoch"] == 3
+    else:
+        with safe_open(path, framework="pt") as file:
+            assert json.loads(file.metadata()["epoch"]) == 3
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
