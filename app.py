@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         def ready() -> None:
             host, port = listener.getsockname()[:2]
-            print(f"http://{host}:{port} serves {captioner.checkpoint} (ready in {time.perf_counter() - begin:.1f} s)", flush=True)
+            seconds = time.perf_counter() - begin
+            print(f"http://{host}:{port} serves {captioner.checkpoint} (ready in {seconds:.1f} s)", flush=True)
 
         serve(captioner, args.examples, listener=listener, ready=ready)
     except ConfigError as error:

@@ -26,12 +26,13 @@ from lavis.serving.uploads import MEGABYTES, check_boxes, check_question, read_p
 
 logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
-MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private", "show_progress": "hidden"}
-FILES = {"concurrency_id": "files", "concurrency_limit": 2, "api_visibility": "private", "show_progress": "hidden"}
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+MODEL: dict[str, Any] = {**QUIET, "concurrency_id": "model", "concurrency_limit": 1}
+FILES: dict[str, Any] = {**QUIET, "concurrency_id": "files", "concurrency_limit": 2}
 FAILED = "The server failed on this request; its log says more."
 AXES = ("x", "y", "z")
 STEPS = 400  # of a slider
-KEPT = 16  # decoded files
+KEPT = 8  # decoded files of each kind
 
 
 def theme() -> gr.themes.Base:
@@ -98,22 +99,29 @@ class Files:
 # --- events --------------------------------------------------------------------------------------------------------------
 
 
-def replied(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """For events of a view: what `handler(value)` returns becomes the view's reply, an error its message."""
+def replied(handler: Callable[..., Any], *, others: int = 0) -> Callable[..., Any]:
+    """For events of a view: the first thing that `handler(value)` returns becomes the view's reply, or an error its message;
+    `others` outputs behind it are left as they are where there is an error."""
 
     @wraps(handler)
     def safe(value: Any) -> Any:
         number = value.get("n") if isinstance(value, dict) else None
         try:
-            reply = handler(value)
-        except (ValueError, Busy) as error:
-            reply = {"error": str(error)}
-        except Exception:
-            logger.exception("%s failed", handler.__name__)
-            reply = {"error": FAILED}
-        return gr.HTML(reply={"n": number, **reply})
+            reply, *more = handler(value)
+        except Exception as error:
+            reply, more = {"error": message_of(error, handler)}, [gr.skip()] * others
+        update = gr.HTML(reply={"n": number, **reply})
+        return [update, *more] if others else update  # of one output gradio takes a list for its value
 
     return safe
+
+
+def message_of(error: Exception, handler: Callable[..., Any]) -> str:
+    """What a person is told; the log gets what is not theirs."""
+    if isinstance(error, ValueError | Busy):
+        return str(error)
+    logger.error("%s failed", handler.__name__, exc_info=error)
+    return FAILED
 
 
 def told(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,18 +131,17 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
     def safe(*values: Any) -> Any:
         try:
             return handler(*values)
-        except (ValueError, Busy) as error:
-            raise gr.Error(str(error), print_exception=False, title="Not done") from error
         except Exception as error:
-            logger.exception("%s failed", handler.__name__)
-            raise gr.Error(FAILED, print_exception=False) from error
+            raise gr.Error(message_of(error, handler), print_exception=False, title="Not done") from error
 
     return safe
 
 
 def view(name: str, scripts: Sequence[str], files: Files) -> gr.HTML:
     """A hand-written view of static/, with the examples for it."""
-    shown = [payloads.thumbnail(example) for example in files.examples.values() if (example.kind == "image") == (name == "picture")]
+    shown = [
+        payloads.thumbnail(example) for example in files.examples.values() if (example.kind == "image") == (name == "picture")
+    ]
     return gr.HTML(
         value={"n": 0, "source": None, "box": None},
         html_template=(STATIC / f"{name}.html").read_text("utf-8"),
@@ -172,14 +179,16 @@ def picture_tab(desk: Desk, files: Files) -> None:
         path, name, _ = files.find((value or {}).get("source"))
         return files.picture(path, name)
 
-    def open_picture(value: Any) -> dict[str, Any]:
-        _, name, _ = files.find(value["source"])
-        return {"opened": {"source": value["source"], "name": name, **payloads.picture(picture_of(value))}}
+    def open_picture(value: Any) -> tuple[Any, ...]:
+        _, name, example = files.find(value["source"])
+        boxes = example.boxes if example else []
+        shown = payloads.picture(picture_of(value))
+        return {"opened": {"source": value["source"], "name": name, "boxes": boxes, **shown}}, "", ""
 
-    def caption_regions(value: Any) -> dict[str, Any]:
+    def caption_regions(value: Any) -> tuple[Any, ...]:
         boxes, image = check_boxes(value["boxes"], numbers=4), picture_of(value)
         with desk.turn() as captioner:
-            return {"captions": captioner.caption_regions(image, boxes)}
+            return ({"captions": captioner.caption_regions(image, boxes)},)
 
     def caption_image(value: Any) -> str:
         image = picture_of(value)
@@ -192,9 +201,8 @@ def picture_tab(desk: Desk, files: Files) -> None:
         with desk.turn() as captioner:
             return captioner.ask(image, words, box)
 
-    opened = picture.open(replied(open_picture), picture, picture, trigger_mode="multiple", **FILES)
+    opened = picture.open(replied(open_picture, others=2), picture, [picture, whole, answer], trigger_mode="multiple", **FILES)
     opened.failure(None, js=failure("picture"))
-    opened.success(lambda: ("", ""), None, [whole, answer], **FILES)
     regions = picture.regions(replied(caption_regions), picture, picture, trigger_mode="multiple", **MODEL)
     regions.failure(None, js=failure("picture"))
     shown = {**MODEL, "show_progress": "minimal"}
@@ -226,14 +234,11 @@ def cloud_tab(desk: Desk, files: Files) -> None:
         path, name, _ = files.find((value or {}).get("source"))
         return files.points(path, name)
 
-    def open_cloud(value: Any) -> dict[str, Any]:
+    def open_cloud(value: Any) -> tuple[Any, ...]:
         _, name, example = files.find(value["source"])
-        return {"opened": {"source": value["source"], "name": name, **payloads.cloud(points_of(value), example)}}
-
-    def settle(value: Any) -> list[Any]:
-        """Sliders over the extent of the cloud, on its first box."""
-        points, (_, _, example) = points_of(value), files.find(value["source"])
-        return [*moved(points, payloads.first_box(points, example)), "", ""]
+        points = points_of(value)
+        shown = payloads.cloud(points, example)
+        return {"opened": {"source": value["source"], "name": name, **shown}}, *moved(points, shown["box"]), "", ""
 
     def pick(value: Any, event: gr.EventData) -> list[Any]:
         box = check_boxes([event.box], numbers=6)[0]
@@ -250,9 +255,9 @@ def cloud_tab(desk: Desk, files: Files) -> None:
             text = captioner.caption_cloud_regions(points, boxes)[0]
         return text, gr.HTML(named={"box": boxes[0], "text": text})
 
-    opened = cloud.open(replied(open_cloud), cloud, cloud, trigger_mode="multiple", **FILES)
+    outputs = [cloud, *sliders, whole, region]
+    opened = cloud.open(replied(open_cloud, others=8), cloud, outputs, trigger_mode="multiple", **FILES)
     opened.failure(None, js=failure("cloud"))
-    opened.success(told(settle), cloud, [*sliders, whole, region], **FILES)
     draw = "(...box) => document.getElementById('cloud').dispatchEvent(new CustomEvent('rb-box', { detail: box.slice(0, 6) }))"
     for one in sliders:
         one.change(None, sliders, None, js=draw)

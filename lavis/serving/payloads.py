@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lavis.datasets.cloud_files import read_cloud
-from lavis.serving.images import open_image
 from lavis.evaluation.cloud_pictures import render_cloud
 from lavis.serving.captioner import Captioner
 from lavis.serving.examples import Example
+from lavis.serving.images import open_image
 
 QUICKSTART = (
     "This is the quickstart's small model. It has seen nothing but generated scenes: coloured digits and shapes in images, "
@@ -58,8 +58,9 @@ def footer() -> str:
 
 def question_note(captioner: Captioner) -> str:
     """What a question is about, and what to expect of answers."""
-    trained = " The quickstart model was not trained on questions: expect no sense in its answers." if of_quickstart(captioner) else ""
-    return f'<p class="rb-note">A question is about the chosen box, or else about the whole image.{trained}</p>'
+    untrained = " The quickstart model was not trained on questions: expect no sense in its answers."
+    more = untrained if of_quickstart(captioner) else ""
+    return f'<p class="rb-note">A question is about the chosen box, or else about the whole image.{more}</p>'
 
 
 def data_url(picture: Image.Image, kind: str = "JPEG") -> str:

@@ -20,6 +20,7 @@ from lavis.datasets.cloud_files import read_cloud
 from lavis.serving.images import open_image
 
 MEGABYTES = 20  # of an uploaded file
+MAX_PIXELS = 25_000_000  # of an uploaded picture
 MAX_POINTS = 1_000_000  # of an uploaded cloud
 MAX_BOXES = 32  # of one request
 MAX_WORDS = 64  # of a question
@@ -29,7 +30,7 @@ Source = str | os.PathLike[str] | bytes | IO[bytes]
 
 def read_picture(source: Source, name: str) -> Image:
     """An RGB picture, turned as its file says, within the limits."""
-    return open_image(source, name)
+    return open_image(source, name, max_pixels=MAX_PIXELS)
 
 
 def read_points(source: Source, name: str) -> NDArray[np.float32]:
@@ -52,7 +53,7 @@ def check_boxes(boxes: Any, *, numbers: int) -> list[list[float]]:
 
 def _box(box: Any, numbers: int, accepted: str) -> list[float]:
     plain = isinstance(box, Sequence) and not isinstance(box, str) and len(box) == numbers
-    if not plain or not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
+    if not plain or not all(type(value) in (int, float) and math.isfinite(value) for value in box):
         raise ConfigError(f"box {str(box)[:80]}; {accepted}")
     if numbers == 6 and min(box[3:]) <= 0:
         raise ConfigError(f"box {str(box)[:80]} has no volume; accepted: sizes above 0")

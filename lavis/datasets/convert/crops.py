@@ -98,7 +98,8 @@ def prepare(job: Job) -> list[Note]:
             empty.append(name)
             continue
         with replacing(job.output / name, durable=False) as stream:
-            picture.crop(tuple(int(value) for value in inside)).save(stream, format="JPEG", quality=QUALITY)
+            left, top, right, bottom = (int(value) for value in inside)
+            picture.crop((left, top, right, bottom)).save(stream, format="JPEG", quality=QUALITY)
     if empty:
         raise BadItem(f"region without area in its picture: {', '.join(empty)}")
     return []

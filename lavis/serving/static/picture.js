@@ -5,7 +5,7 @@
 const COLOURS = ["#c2255c", "#1864ab", "#2b7a33", "#b8430a", "#6741d9", "#0b6e82", "#8a5a00", "#495057"];
 const PATIENCE = 5; // pixels of the screen that a click may slip; what moves further is a drag
 const SMALLEST = 1; // pixel of the picture, the least side of a box
-const image = find(".rb-image"), layer = find(".rb-boxes"), size = find(".rb-size");
+const image = find(".rb-image"), layer = find(".rb-boxes"), size = find(".rb-size"), chips = find(".rb-chips");
 const state = { source: null, width: 0, height: 0, boxes: [], chosen: null, next: 1, asked: [], draft: null };
 
 // --- asking the server ---------------------------------------------------------------------------------------------
@@ -29,10 +29,22 @@ function opened(picture) {
   image.src = picture.url;
   image.alt = picture.name;
   image.hidden = false;
+  offer(picture.boxes);
   image.classList.toggle("rb-coarse", Math.max(picture.width, picture.height) < 160); // pixels are shown as they are
   stage.classList.remove("rb-empty");
   stage.style.setProperty("--ratio", picture.width / picture.height);
   say(`${picture.name}, ${picture.width} × ${picture.height} pixels. Drag to draw a box, click for a point.`);
+}
+
+// the boxes that an example brings along
+function offer(boxes) {
+  chips.hidden = !boxes.length;
+  const button = made("button", "rb-button", `Draw the ${boxes.length} boxes of this example`);
+  button.onclick = () => {
+    chips.hidden = true;
+    boxes.forEach(add);
+  };
+  chips.replaceChildren(button);
 }
 
 function unanswered() {
@@ -71,10 +83,11 @@ function place(event) {
 
 const between = ([ax, ay], [bx, by]) => [Math.min(ax, bx), Math.min(ay, by), Math.max(ax, bx), Math.max(ay, by)].map(tenth);
 
-// the square around a point, as datasets.prompts.point_to_box makes it
+// the square around a point, moved into the picture where it would stick out, as processors.prompts.point_to_box makes it
 function around([x, y]) {
-  const half = (size.value / 200) * Math.min(state.width, state.height);
-  return between([within(x - half, state.width), within(y - half, state.height)], [within(x + half, state.width), within(y + half, state.height)]);
+  const side = (size.value / 100) * Math.min(state.width, state.height);
+  const left = within(x - side / 2, state.width - side), top = within(y - side / 2, state.height - side);
+  return between([left, top], [left + side, top + side]);
 }
 
 function add(corners) {
