@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lavis import __version__
@@ -55,8 +56,12 @@ class BodyLimit:
 
         async def noted(message: Message) -> None:
             nonlocal started
-            started = True
-            await send(message)
+            if seen <= self.most:
+                started = True
+                await send(message)
+            elif not started:  # what the routes say of a body that was cut off is not the reason
+                started = True
+                await refusal(scope, receive, send)
 
         try:
             await self.app(scope, counted, noted)
@@ -91,6 +96,10 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def incomplete(request: Request, error: RequestValidationError) -> JSONResponse:
         return told(422, "; ".join(f"field {problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        return told(error.status_code, str(error.detail))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -7,6 +7,7 @@ an opened file: {"path", "name"} of an upload, or {"example"}. Whatever can be r
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
@@ -274,13 +275,17 @@ def slider(label: str, name: str) -> gr.Slider:
 
 def moved(points: NDArray[np.float32], box: Sequence[float]) -> list[Any]:
     """Updates of the six sliders: ranges by the cloud's extent, values of the box."""
-    low, high = points[:, :3].min(axis=0), points[:, :3].max(axis=0)
-    reach = float((high - low).max()) or 1.0
-    step = float(f"{reach / STEPS:.1g}")
-    ranges = [(float(low[axis]), float(high[axis])) for axis in range(3)]
-    ranges += [(step, float(high[axis] - low[axis]) * 1.2 + step) for axis in range(3)]
-    rows = zip(ranges, box, strict=True)
+    low, high = points[:, :3].min(axis=0).astype(float), points[:, :3].max(axis=0).astype(float)
+    reach = float((high - low).max())
+    step, digits = float(f"{reach / STEPS:.1g}"), 3 - math.floor(math.log10(reach))
+    ranges = [(low[axis], max(high[axis], low[axis] + step)) for axis in range(3)]
+    ranges += [(step, (high[axis] - low[axis]) * 1.2 + 2 * step) for axis in range(3)]
     return [
-        gr.Slider(minimum=round(least, 3), maximum=round(most, 3), step=step, value=round(min(max(value, least), most), 3))
-        for (least, most), value in rows
+        gr.Slider(
+            minimum=round(least, digits),
+            maximum=round(most, digits),
+            step=step,
+            value=round(min(max(value, least), most), digits),
+        )
+        for (least, most), value in zip(ranges, box, strict=True)
     ]
