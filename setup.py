@@ -31,7 +31,7 @@ setup(
         "loralib>=0.1.2",
         "omegaconf>=2.3",
         "numpy>=1.26",
-        "pillow>=10",
+        "pillow>=10.1",
         "pycocoevalcap>=1.2",
         "webdataset>=0.2.86",
         "plyfile>=1.0",

@@ -20,12 +20,11 @@ KEPT_OF_RUN = ("max_len",)
 
 
 def strip_checkpoint(source: str | Path, target: str | Path, *, dtype: str | None = None, note: str = "") -> Path:
-    """Write the weights of `source`, a training checkpoint of ours, to `target` (.safetensors, .pth, .pt or .bin), whole or not at
-    all; returns its path.
+    """Write the weights of `source`, a training checkpoint of ours, to `target`, whole or not at all; returns its path.
 
-    dtype: of floating weights (`DTYPES`; None: as they are). note: what made it, in words. Beside the weights stand `config` (the
-    model, without what training started from, and what of the run and its data captions need), `frozen_bases` and `note`; of a
-    .safetensors file in its metadata. ConfigError for another kind of checkpoint.
+    target: .safetensors, .pth, .pt or .bin. dtype: of floating weights (`DTYPES`; None: as they are). note: what made it, in
+    words. Beside the weights stand `config` (the model, without what training started from, and what of the run and its data
+    captions need), `frozen_bases` and `note`; of a .safetensors file in its metadata. ConfigError for another kind of checkpoint.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; accepted: {', '.join(DTYPES)}")
