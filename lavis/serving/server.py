@@ -18,7 +18,6 @@ from lavis.serving.captioner import Captioner
 from lavis.serving.examples import Example, examples
 from lavis.serving.images import SUFFIXES
 
-ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,7 +48,7 @@ def serve(captioner: Captioner, folder: Path | None, *, listener: socket.socket,
     """Serve until the process is told to end, with the examples of `folder`, or generated ones. `ready` is called when the page
     answers."""
     with own_folder() as own:
-        os.environ.update(ENVIRONMENT, GRADIO_TEMP_DIR=str(own / "uploads"))  # read when gradio is imported
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(own / "uploads"))  # read when gradio is imported
         import uvicorn
 
         from lavis.serving.application import build_application
