@@ -7,6 +7,7 @@ import importlib
 import inspect
 import logging
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
@@ -45,6 +46,7 @@ class Registry:
         self._classes: dict[str, dict[str, type]] = {kind: {} for kind in HOMES}
         self._objects: dict[str, Any] = {}
         self._searched: set[str] = set()
+        self._searching = threading.RLock()
         self._failed: dict[str, dict[str, str]] = {kind: {} for kind in HOMES}
 
     # Classes, by kind
@@ -149,13 +151,14 @@ class Registry:
         return wrap
 
     def _search(self, kind: str) -> None:
-        """Import every module of the kind's home package, once. A module whose optional third-party
-        dependency is missing is passed over and named in the error of a name that is then not found."""
-        if kind in self._searched:
-            return
-        self._searched.add(kind)
-        for module in _modules_under(HOMES[kind]):
-            self._import(kind, module)
+        """Import every module of the kind's home package, once; other threads wait until that is done. A module whose
+        optional third-party dependency is missing is passed over and named in the error of a name that is then not found."""
+        with self._searching:
+            if kind in self._searched:
+                return
+            self._searched.add(kind)
+            for module in _modules_under(HOMES[kind]):
+                self._import(kind, module)
 
     def _import(self, kind: str, module: str) -> ModuleType | None:
         try:

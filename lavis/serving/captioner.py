@@ -144,23 +144,23 @@ class Captioner:
 
     def _picture(self, image: Image.Image) -> Encoded:
         """What the encoder says of a picture, kept from before where it is the same one. Call it behind the lock."""
-
-        def encode() -> Encoded:
-            return {"image_features": self.model.vit_tokens(self.model.picture(image))}
-
         rgb = image.convert("RGB")
-        return self._encoded(f"image {rgb.size}", rgb.tobytes(), encode)
+        key = f"image {rgb.size} {hashlib.blake2b(rgb.tobytes()).hexdigest()}"
+        return self._kept.get(key, lambda: self.encoded("image", self.model.picture(rgb)))
 
     def _cloud(self, cloud: NDArray[np.float32]) -> Encoded:
-        def encode() -> Encoded:
-            tokens, centres = self.model.point_tokens(torch.from_numpy(cloud).unsqueeze(0), start=None)
+        """The same of a cloud [N, C] as the model reads it."""
+        key = f"cloud {cloud.shape} {hashlib.blake2b(np.ascontiguousarray(cloud).tobytes()).hexdigest()}"
+        return self._kept.get(key, lambda: self.encoded("pointcloud", torch.from_numpy(cloud).unsqueeze(0)))
+
+    @torch.no_grad()
+    def encoded(self, encoder: str, inputs: torch.Tensor) -> Encoded:
+        """What an encoder says of pictures [I, 3, S, S] or clouds [I, N, C], as samples take it in place of them."""
+        with self._lock:
+            if encoder == "image":
+                return {"image_features": self.model.vit_tokens(inputs)}
+            tokens, centres = self.model.point_tokens(inputs, start=None)
             return {"pointcloud_features": tokens, "pointcloud_centres": centres}
-
-        return self._encoded(f"cloud {cloud.shape}", np.ascontiguousarray(cloud).tobytes(), encode)
-
-    def _encoded(self, kind: str, content: bytes, encode: Callable[[], Encoded]) -> Encoded:
-        with torch.no_grad():
-            return self._kept.get(kind + hashlib.blake2b(content).hexdigest(), encode)
 
 
 def fitted(points: NDArray[np.float32], count: int | None, *, seed: int = 0) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -38,6 +39,25 @@ def test_a_first_miss_imports_the_home_package(home: Path) -> None:
     assert fresh._classes["task"] == {}
     assert fresh.get_task_class("second_task").__name__ == "Second"
     assert fresh.list_tasks() == ["first_task", "second_task"]
+
+
+def test_another_thread_waits_for_the_search(home: Path) -> None:
+    from lavis.common.registry import registry as fresh
+
+    gate = ModuleType("home_of_tasks_gate")
+    gate.reached, gate.open = threading.Event(), threading.Event()
+    sys.modules[gate.__name__] = gate
+    (home / "a_slow_one.py").write_text(f"import {gate.__name__} as gate\ngate.reached.set()\ngate.open.wait(60)\n")
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(fresh.get_task_class("second_task").__name__)) for _ in range(2)]
+    threads[0].start()
+    assert gate.reached.wait(60)
+    threads[1].start()
+    threads[1].join(0.2)  # one that did not wait would have failed by now
+    gate.open.set()
+    for thread in threads:
+        thread.join(60)
+    assert found == ["Second", "Second"]
 
 
 def test_an_unknown_name_names_near_matches_accepted_ones_and_what_could_not_be_searched(home: Path) -> None:

@@ -13,17 +13,6 @@ from PIL import Image
 
 from lavis.serving.captioner import Captioner, fitted
 from lavis.serving.examples import Example, examples
-from lavis.serving.loading import REPOSITORY, SHIPPED, load_captioner
-
-
-@pytest.fixture(scope="module")
-def captioner() -> Captioner:
-    return load_captioner(REPOSITORY / SHIPPED)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    return examples(tmp_path_factory.mktemp("examples"))
 
 
 @pytest.fixture
@@ -146,3 +135,20 @@ def test_clouds_of_any_size_give_what_the_model_reads() -> None:
     fewer = fitted(points, 4)
     assert np.array_equal(fewer, fitted(points, 4)) and len({tuple(row) for row in fewer}) == 4
     assert np.array_equal(fitted(points, 25), np.concatenate([points, points, points[:5]]))
+
+
+def test_what_a_model_does_not_know(captioner: Captioner, made: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    image, cloud = Image.open(made[0].path), np.load(made[4].path)
+    rows = captioner.model.rows
+    monkeypatch.setattr(captioner.model, "rows", {"image": rows["image"]})
+    with pytest.raises(ValueError, match="this model knows no regions of pictures; it knows image$"):
+        captioner.caption_regions(image, [[0, 0, 9, 9]])
+    with pytest.raises(ValueError, match="knows no regions of pictures"):
+        captioner.ask(image, "what is it?", box=[0, 0, 9, 9])
+    with pytest.raises(ValueError, match="knows no whole point clouds; it knows image$"):
+        captioner.caption_cloud(cloud)
+    with pytest.raises(ValueError, match="knows no regions of point clouds"):
+        captioner.caption_cloud_regions(cloud, made[4].boxes)
+    monkeypatch.setattr(captioner.model, "rows", {"pointcloud": rows["pointcloud"]})
+    with pytest.raises(ValueError, match="knows no whole pictures; it knows pointcloud$"):
+        captioner.caption_image(image)

@@ -17,8 +17,8 @@ from PIL import Image
 from lavis.serving import cli
 from lavis.serving.captioner import Captioner
 from lavis.serving.drawing import draw_regions
-from lavis.serving.examples import Example, examples
-from lavis.serving.loading import REPOSITORY, SHIPPED, load_captioner
+from lavis.serving.examples import Example
+from lavis.serving.loading import REPOSITORY, SHIPPED
 
 TOOLS = REPOSITORY / "tools"
 NAMES = {
@@ -27,16 +27,6 @@ NAMES = {
     "pointcloud": ("demo_pointcloud.py", "demo_Pointcloud.py"),
     "pointcloud_region": ("demo_pointcloud_region.py", "demo_PointcloudRegion.py"),
 }
-
-
-@pytest.fixture(scope="module")
-def captioner() -> Captioner:
-    return load_captioner(REPOSITORY / SHIPPED)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    return examples(tmp_path_factory.mktemp("examples"))
 
 
 class Tools:
