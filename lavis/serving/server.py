@@ -19,7 +19,6 @@ from lavis.serving.examples import Example, examples
 from lavis.serving.images import SUFFIXES
 
 
-
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. ConfigError where the port is taken."""
     try:

@@ -141,19 +141,23 @@ function drawnBox(box) {
   return node;
 }
 
-// labels above their box, or below or inside it where they would leave the picture or lie over another label
+// labels above their box, else below or inside it, flush with its left or right: where the picture shows them and none lies
+const SIDES = ["", "rb-below", "rb-inside", "rb-foot"];
 function placeLabels() {
   const frame = stage.getBoundingClientRect(), placed = [];
   const hidden = (a) => a.top < frame.top || a.bottom > frame.bottom;
   const meets = (a) => placed.some((b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom);
   for (const label of layer.querySelectorAll(".rb-label")) {
-    label.style.translate = "";
-    let rectangle = label.getBoundingClientRect();
-    const shift = Math.max(frame.left - rectangle.left, 0) + Math.min(frame.right - rectangle.right, 0);
-    label.style.translate = `${shift}px`;
-    for (const side of ["", "rb-below", "rb-inside", "rb-foot", ""]) {
-      label.classList.remove("rb-below", "rb-inside", "rb-foot");
+    const towards = label.classList.contains("rb-right");
+    const tries = SIDES.flatMap((side) => [[side, towards], [side, !towards]]);
+    let rectangle;
+    for (const [side, right] of [...tries, tries[0]]) {
+      label.classList.remove(...SIDES.slice(1));
       if (side) label.classList.add(side);
+      label.classList.toggle("rb-right", right);
+      label.style.translate = "";
+      rectangle = label.getBoundingClientRect();
+      label.style.translate = `${Math.max(frame.left - rectangle.left, 0) + Math.min(frame.right - rectangle.right, 0)}px`;
       rectangle = label.getBoundingClientRect();
       if (!hidden(rectangle) && !meets(rectangle)) break;
     }
