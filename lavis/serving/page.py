@@ -48,7 +48,8 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="#2c5fd8", button_primary_background_fill_dark="#2c5fd8",
         button_primary_background_fill_hover="#234fb8", button_primary_background_fill_hover_dark="#234fb8",
         button_primary_text_color="#ffffff", button_primary_text_color_dark="#ffffff",
-        border_color_primary="#e4e1da", border_color_primary_dark="#343a45", input_background_fill_dark="#242933", button_secondary_background_fill_dark="#2d323b", slider_color="#2c5fd8", slider_color_dark="#7fa5ff",
+        border_color_primary="#e4e1da", border_color_primary_dark="#343a45", input_background_fill_dark="#242933",
+        button_secondary_background_fill_dark="#2d323b", slider_color="#2c5fd8", slider_color_dark="#7fa5ff",
     )  # fmt: skip
 
 
