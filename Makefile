@@ -1,6 +1,7 @@
 # Two commands set up everything on a machine with Python 3.11+ and make:
 #   make quickstart   generate data, train, evaluate, report (output/quickstart/report.html)
 #   make test         the tests
+# and `make demo` opens a page to try the quickstart's model on (http://127.0.0.1:7860)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 OLDEST ?= .venv-oldest
 OLDEST_INSTALLED := $(OLDEST)/.installed
 
-.PHONY: install quickstart quickstart-base test test-slow test-oldest checks format clean
+.PHONY: install quickstart quickstart-base demo test test-slow test-oldest checks format clean
 
 install: $(INSTALLED)
 
@@ -24,6 +25,9 @@ quickstart: $(INSTALLED)
 
 quickstart-base: $(INSTALLED)
 	$(BIN)/python run_scripts/quickstart/make_base.py --output output/quickstart-base
+
+demo: $(INSTALLED)
+	$(BIN)/python app.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

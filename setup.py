@@ -18,7 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
     packages=find_packages(include=["lavis", "lavis.*"]),
-    package_data={"lavis": ["configs/**/*.yaml", "evaluation/templates/*"]},
+    package_data={"lavis": ["configs/**/*.yaml", "evaluation/templates/*", "serving/static/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
@@ -44,6 +44,7 @@ setup(
         "quickstart": ["scikit-learn>=1.3"],
         "lemmatizer": ["spacy>=3.7"],  # and its model: python -m spacy download en_core_web_sm
         "tensorboard": ["tensorboard>=2.14"],
+        "demo": ["gradio>=6,<7", "pillow<13", "scikit-learn>=1.3"],  # app.py; the examples are drawn with scikit-learn's digits
         "meshes": ["trimesh>=4.6"],  # tools/prepare_objaverse.py clouds
         "wandb": ["wandb>=0.19"],
         "plots": ["matplotlib>=3.9"],  # tools/plot_log.py

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "evaluation": {"common", "datasets", "evaluation"},
     "models": {"common", "processors", "datasets.geometry", "models"},
     "tasks": {"common", "datasets", "evaluation", "tasks"},
-    "serving": {"common", "processors", "datasets", "models", "serving"},
+    "serving": {"common", "processors", "datasets", "models", "evaluation.cloud_pictures", "serving"},
     "runners": {"common", "datasets.joined", "datasets.loaders", "datasets.samples", "tasks", "runners"},
 }
 

@@ -1,0 +1,68 @@
+// The cloud tab: a file to a turnable view, with the box that the sliders set. Runs behind shared.js and cloud_view.js.
+//
+// sent        {source, box}: box is cx, cy, cz, dx, dy, dz in the cloud's unit and axes
+// answered    {opened: {source, name, count, shown, points, colours, up, box, boxes}}; points and colours in base64
+// props.named {box, text}: the caption of a box, shown at it
+const view = new CloudView(find(".rb-canvas")), chips = find(".rb-chips");
+let source = null;
+
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+// what the buttons beside the view are about
+function tell() {
+  props.value = { ...props.value, source, box: view.box };
+}
+
+function setBox(box) {
+  view.box = box;
+  view.label = "";
+  view.ask();
+  tell();
+}
+
+function opened(cloud) {
+  source = cloud.source;
+  stage.classList.remove("rb-empty");
+  view.show({
+    points: new Float32Array(bytes(cloud.points).buffer),
+    colours: cloud.colours ? bytes(cloud.colours) : null,
+    up: cloud.up,
+  });
+  setBox(cloud.box);
+  find(".rb-up").textContent = `Up: ${cloud.up}`;
+  chips.hidden = cloud.boxes.length < 2;
+  chips.replaceChildren(
+    ...cloud.boxes.map((box, index) => {
+      const chip = made("button", "rb-button", `Box ${index + 1}`);
+      chip.onclick = () => trigger("pick", { box });
+      return chip;
+    }),
+  );
+  const shown = cloud.shown < cloud.count ? `, ${cloud.shown} of them shown` : "";
+  say(`${cloud.name}, ${cloud.count} points${shown}. Drag to turn it; the sliders set the box.`);
+}
+
+function answered(reply) {
+  if (reply.error) tell();
+  else opened(reply.opened);
+}
+
+const unanswered = tell;
+
+watch("named", () => {
+  const same = view.box && view.box.every((value, index) => value === props.named.box[index]);
+  view.label = same ? props.named.text : ""; // a slider may have moved meanwhile
+  view.ask();
+});
+
+// the sliders send this with their six values
+element.closest(".block").addEventListener("rb-box", (event) => source && setBox(event.detail));
+find(".rb-up").onclick = () => {
+  if (!source) return;
+  view.up = view.up === "z" ? "y" : "z";
+  view.measure();
+  find(".rb-up").textContent = `Up: ${view.up}`;
+  view.ask();
+};
+find(".rb-zoom-in").onclick = () => view.magnify(1.2);
+find(".rb-zoom-out").onclick = () => view.magnify(1 / 1.2);
