@@ -132,8 +132,8 @@ class Encoding:
     def point_tokens(
         self: Any, pointcloud: Tensor, *, start: Tensor | None, groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `cloud_groups`, before the adapter that makes the tokens C wide. Autocast stays out of a trained encoder, whose batch
-        norms learn statistics."""
+        """As `cloud_groups`, before the adapter that makes the tokens C wide. Autocast stays out of a trained encoder, whose
+        batch norms learn statistics."""
         frozen = self.cfg.freeze_point_encoder
         as_it_is = contextlib.nullcontext() if frozen and self.cfg.pointbert.autocast else without_autocast(self.device)
         with as_it_is, torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
