@@ -76,8 +76,8 @@ class Files:
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = {example.path.name: example for example in examples}
-        self.picture = lru_cache(KEPT)(self._picture)
-        self.points = lru_cache(KEPT)(self._points)
+        self.picture = lru_cache(KEPT)(read_picture)
+        self.points = lru_cache(KEPT)(read_points)
 
     def find(self, source: Any) -> tuple[Path, str, Example | None]:
         """Path, name to show, and example of a source. Only uploads and examples have one: a path elsewhere is refused."""
@@ -90,12 +90,6 @@ class Files:
         if not path.is_relative_to(uploads) or not path.is_file():
             raise ConfigError("This file is no longer on the server. Open it again.")
         return path, path.name, None
-
-    def _picture(self, path: Path, name: str) -> Image:
-        return read_picture(path, name)
-
-    def _points(self, path: Path, name: str) -> NDArray[np.float32]:
-        return read_points(path, name)
 
 
 # --- events --------------------------------------------------------------------------------------------------------------
