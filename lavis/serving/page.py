@@ -151,6 +151,11 @@ def failure(name: str) -> str:
     return f"() => document.getElementById('{name}').dispatchEvent(new Event('rb-failed'))"
 
 
+def emptied(count: int) -> str:
+    """JavaScript: empties `count` text boxes at once, before anything asked later can have filled them."""
+    return f"() => {[''] * count}"
+
+
 # --- the image tab -------------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +184,7 @@ def picture_tab(desk: Desk, files: Files) -> None:
         _, name, example = files.find(value["source"])
         boxes = example.boxes if example else []
         shown = payloads.picture(picture_of(value))
-        return {"opened": {"source": value["source"], "name": name, "boxes": boxes, **shown}}, "", ""
+        return ({"opened": {"source": value["source"], "name": name, "boxes": boxes, **shown}},)
 
     def caption_regions(value: Any) -> tuple[Any, ...]:
         boxes, image = check_boxes(value["boxes"], numbers=4), picture_of(value)
@@ -197,7 +202,8 @@ def picture_tab(desk: Desk, files: Files) -> None:
         with desk.turn() as captioner:
             return captioner.ask(image, words, box)
 
-    opened = picture.open(replied(open_picture, others=2), picture, [picture, whole, answer], trigger_mode="multiple", **FILES)
+    picture.open(None, None, [whole, answer], js=emptied(2), **QUIET)
+    opened = picture.open(replied(open_picture), picture, picture, trigger_mode="multiple", **FILES)
     opened.failure(None, js=failure("picture"))
     regions = picture.regions(replied(caption_regions), picture, picture, trigger_mode="multiple", **MODEL)
     regions.failure(None, js=failure("picture"))
@@ -234,11 +240,11 @@ def cloud_tab(desk: Desk, files: Files) -> None:
         _, name, example = files.find(value["source"])
         points = points_of(value)
         shown = payloads.cloud(points, example)
-        return {"opened": {"source": value["source"], "name": name, **shown}}, *moved(points, shown["box"]), "", ""
+        return {"opened": {"source": value["source"], "name": name, **shown}}, *moved(points, shown["box"])
 
     def pick(value: Any, event: gr.EventData) -> list[Any]:
         box = check_boxes([event.box], numbers=6)[0]
-        return [*moved(points_of(value), box), ""]
+        return moved(points_of(value), box)
 
     def caption_cloud(value: Any) -> str:
         points = points_of(value)
@@ -251,13 +257,15 @@ def cloud_tab(desk: Desk, files: Files) -> None:
             text = captioner.caption_cloud_regions(points, boxes)[0]
         return text, gr.HTML(named={"box": boxes[0], "text": text})
 
-    outputs = [cloud, *sliders, whole, region]
-    opened = cloud.open(replied(open_cloud, others=8), cloud, outputs, trigger_mode="multiple", **FILES)
+    cloud.open(None, None, [whole, region], js=emptied(2), **QUIET)
+    opened = cloud.open(replied(open_cloud, others=6), cloud, [cloud, *sliders], trigger_mode="multiple", **FILES)
     opened.failure(None, js=failure("cloud"))
     draw = "(...box) => document.getElementById('cloud').dispatchEvent(new CustomEvent('rb-box', { detail: box.slice(0, 6) }))"
     for one in sliders:
         one.change(None, sliders, None, js=draw)
-    cloud.pick(told(pick), cloud, [*sliders, region], **FILES)
+        one.input(None, None, [region], js=emptied(1), **QUIET)
+    cloud.pick(None, None, [region], js=emptied(1), **QUIET)
+    cloud.pick(told(pick), cloud, sliders, **FILES)
     shown = {**MODEL, "show_progress": "minimal"}
     caption.click(told(caption_cloud), cloud, whole, **shown)
     caption_box.click(told(caption_region), cloud, [region, cloud], **shown)
