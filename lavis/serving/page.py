@@ -76,8 +76,8 @@ class Files:
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = {example.path.name: example for example in examples}
-        self.picture = lru_cache(KEPT)(self._picture)
-        self.points = lru_cache(KEPT)(self._points)
+        self.picture = lru_cache(KEPT)(read_picture)
+        self.points = lru_cache(KEPT)(read_points)
 
     def find(self, source: Any) -> tuple[Path, str, Example | None]:
         """Path, name to show, and example of a source. Only uploads and examples have one: a path elsewhere is refused."""
@@ -90,12 +90,6 @@ class Files:
         if not path.is_relative_to(uploads) or not path.is_file():
             raise ConfigError("This file is no longer on the server. Open it again.")
         return path, path.name, None
-
-    def _picture(self, path: Path, name: str) -> Image:
-        return read_picture(path, name)
-
-    def _points(self, path: Path, name: str) -> NDArray[np.float32]:
-        return read_points(path, name)
 
 
 # --- events --------------------------------------------------------------------------------------------------------------
@@ -157,6 +151,11 @@ def failure(name: str) -> str:
     return f"() => document.getElementById('{name}').dispatchEvent(new Event('rb-failed'))"
 
 
+def emptied(count: int) -> str:
+    """JavaScript: empties `count` text boxes at once, before anything asked later can have filled them."""
+    return f"() => {[''] * count}"
+
+
 # --- the image tab -------------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +184,7 @@ def picture_tab(desk: Desk, files: Files) -> None:
         _, name, example = files.find(value["source"])
         boxes = example.boxes if example else []
         shown = payloads.picture(picture_of(value))
-        return {"opened": {"source": value["source"], "name": name, "boxes": boxes, **shown}}, "", ""
+        return ({"opened": {"source": value["source"], "name": name, "boxes": boxes, **shown}},)
 
     def caption_regions(value: Any) -> tuple[Any, ...]:
         boxes, image = check_boxes(value["boxes"], numbers=4), picture_of(value)
@@ -203,7 +202,8 @@ def picture_tab(desk: Desk, files: Files) -> None:
         with desk.turn() as captioner:
             return captioner.ask(image, words, box)
 
-    opened = picture.open(replied(open_picture, others=2), picture, [picture, whole, answer], trigger_mode="multiple", **FILES)
+    picture.open(None, None, [whole, answer], js=emptied(2), **QUIET)
+    opened = picture.open(replied(open_picture), picture, picture, trigger_mode="multiple", **FILES)
     opened.failure(None, js=failure("picture"))
     regions = picture.regions(replied(caption_regions), picture, picture, trigger_mode="multiple", **MODEL)
     regions.failure(None, js=failure("picture"))
@@ -240,11 +240,11 @@ def cloud_tab(desk: Desk, files: Files) -> None:
         _, name, example = files.find(value["source"])
         points = points_of(value)
         shown = payloads.cloud(points, example)
-        return {"opened": {"source": value["source"], "name": name, **shown}}, *moved(points, shown["box"]), "", ""
+        return {"opened": {"source": value["source"], "name": name, **shown}}, *moved(points, shown["box"])
 
     def pick(value: Any, event: gr.EventData) -> list[Any]:
         box = check_boxes([event.box], numbers=6)[0]
-        return [*moved(points_of(value), box), ""]
+        return moved(points_of(value), box)
 
     def caption_cloud(value: Any) -> str:
         points = points_of(value)
@@ -257,13 +257,15 @@ def cloud_tab(desk: Desk, files: Files) -> None:
             text = captioner.caption_cloud_regions(points, boxes)[0]
         return text, gr.HTML(named={"box": boxes[0], "text": text})
 
-    outputs = [cloud, *sliders, whole, region]
-    opened = cloud.open(replied(open_cloud, others=8), cloud, outputs, trigger_mode="multiple", **FILES)
+    cloud.open(None, None, [whole, region], js=emptied(2), **QUIET)
+    opened = cloud.open(replied(open_cloud, others=6), cloud, [cloud, *sliders], trigger_mode="multiple", **FILES)
     opened.failure(None, js=failure("cloud"))
     draw = "(...box) => document.getElementById('cloud').dispatchEvent(new CustomEvent('rb-box', { detail: box.slice(0, 6) }))"
     for one in sliders:
         one.change(None, sliders, None, js=draw)
-    cloud.pick(told(pick), cloud, [*sliders, region], **FILES)
+        one.input(None, None, [region], js=emptied(1), **QUIET)
+    cloud.pick(None, None, [region], js=emptied(1), **QUIET)
+    cloud.pick(told(pick), cloud, sliders, **FILES)
     shown = {**MODEL, "show_progress": "minimal"}
     caption.click(told(caption_cloud), cloud, whole, **shown)
     caption_box.click(told(caption_region), cloud, [region, cloud], **shown)

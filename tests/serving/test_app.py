@@ -147,6 +147,10 @@ def test_the_whole_image_and_a_question_are_answered(page: Any, captioner: Capti
     page.get_by_role("button", name="Draw the 4 boxes of this example").click()
     page.wait_for_function("document.querySelectorAll('.rb-list li').length === 4")
     assert [caption for caption, _ in rows(page)] == captioner.model.describe(image, made[1].boxes)
+    page.locator("#picture .rb-example").first.click()  # another picture: what was said of the one before goes
+    for name in ("whole", "answer"):
+        page.wait_for_function("(name) => document.querySelector(`#${name} textarea, #${name} input`).value === ''", arg=name)
+    page.wait_for_function("document.querySelectorAll('.rb-list li').length === 0")
 
 
 def test_a_cloud_and_a_box_in_it_are_captioned(page: Any, captioner: Captioner, made: list[Example]) -> None:
