@@ -9,6 +9,7 @@ lavis/datasets/datasets/coco_caption_datasets.py).
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from lavis.common.registry import registry
 from lavis.datasets.builder import BaseDatasetBuilder
+from lavis.datasets.orders import Indices, Order, group_numbers, grouped_permutation
 from lavis.datasets.samples import AnnotationError, BadSample, BaseDataset, RecentlyUsed, Row, Sample
 
 KEPT_IMAGES = 4  # processed pictures kept for the next samples, which in evaluation often show the same one
@@ -89,6 +91,26 @@ class CaptionedDataset(BaseDataset):
             modality=modality,
             dataset_repeat_num=dataset_repeat_num,
         )
+
+    def group_rows(self) -> None:
+        self._groups = group_numbers((str(row[self.source]) for row in self.rows), repeat=self.repeat)
+        self.grouped = self.share_inputs = True
+
+    def groups(self) -> Indices | None:
+        return self._groups
+
+    def epoch_order(self, *, seed: int, epoch: int) -> Order | None:
+        return grouped_permutation(self._groups, seed=seed, epoch=epoch) if self.grouped else None
+
+    def thing_of(self, row: Row) -> str:
+        return str(row[self.source])
+
+    def draws_of(self, index: int) -> int:
+        """Each sample's own number; of grouped ones that of what is encoded, by its name and the reading of the rows."""
+        if not self.grouped:
+            return index
+        reading, row = divmod(index, len(self.rows))
+        return reading << 32 | zlib.crc32(str(self.rows[row][self.source]).encode())
 
     def usable(self, row: Row) -> Row:
         """The parsed row itself; BadSample where it is known not to load."""

@@ -158,6 +158,14 @@ class ShardDataset(ImageDataset):
             total = f"{len(self.dropped)} rows left out ({counts}), {len(self.rows)} kept, in {len(self.catalogue.tars)} shards"
             logger.warning("dataset %s, %s: %s", self.name, self.split, total)
 
+    def group_rows(self) -> None:
+        """The order of shards keeps samples of one picture together in any case, up to `together` of them; now all."""
+        self.together = None
+        self.grouped = self.share_inputs = True
+
+    def groups(self) -> None:
+        return None
+
     def epoch_order(self, *, seed: int, epoch: int) -> Order:
         return ShardOrder(
             self.catalogue.starts,

@@ -15,7 +15,7 @@ from lavis.common.optims import build_lr_scheduler, build_optimizer
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
 from lavis.common.seeding import rng_state, set_rng_state
-from lavis.datasets.joined import JoinedDataset
+from lavis.datasets.joined import join
 from lavis.datasets.loaders import MixedLoader, TaskLoader
 from lavis.runners import signals
 from lavis.runners.attempts import Attempt
@@ -147,7 +147,7 @@ class RunnerBase:
             raise ConfigError(f"no dataset has a split of run.train_splits ({listed(self.run_cfg.train_splits)})")
         loaders = {
             modality: TaskLoader(
-                parts[0] if len(parts) == 1 else JoinedDataset(parts),
+                join(parts, grouped=bool(self.run_cfg.group_by_image)),
                 batch_size=self.batch_size(modality),
                 seed=int(self.run_cfg.seed),
                 num_workers=int(self.run_cfg.num_workers),
