@@ -200,10 +200,9 @@ class FeatureCache:
         """Write what waits, and count what the batch found."""
         about = batch.get("image_cache")
         if about is not None:
+            for name in about["damaged"][: max(0, NAMED - self.counts["damaged"])]:
+                logger.warning("feature cache %s: %s was damaged; it is computed again", self.store.folder, name)
             self.counts.update(hits=about["hits"], misses=len(about["names"]), damaged=len(about["damaged"]))
-            for name in about["damaged"]:
-                if self.counts["damaged"] <= NAMED:
-                    logger.warning("feature cache %s: %s was damaged; it is computed again", self.store.folder, name)
         waiting, self._waiting = self._waiting, []
         for named, features in waiting:
             wanted = [place for place, name in enumerate(named["names"]) if name and not self.store.full]

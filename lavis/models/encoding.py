@@ -88,7 +88,7 @@ class Encoding:
     def image_features(self: Any, samples: Mapping[str, Any]) -> Tensor:
         """ViT tokens [I, T, C] of a batch, those that it has as `image_features` among them.
 
-        A batch of the feature cache may have both, `image` [M, 3, S, S] and the features of the others; then `image_order` [I] says
+        A batch of the feature cache may have both, `image` [M, 3, S, S] and features of the others; then `image_order` [I] says
         where among these, one after the other, each is.
         """
         features, order = samples.get("image_features"), samples.get("image_order")
