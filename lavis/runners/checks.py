@@ -47,7 +47,7 @@ def check_run(run_cfg: Any) -> None:
     if clip is not None and (isinstance(clip, (str, bool)) or clip <= 0):
         raise ConfigError(f"run.grad_clip_norm must be a number above 0, or null for no clipping, not {clip!r}")
     limit = run_cfg.feature_cache_gb
-    if isinstance(limit, (str, bool)) or limit is None or limit <= 0:
+    if limit is None or limit <= 0:
         raise ConfigError(f"run.feature_cache_gb must be a number of GB above 0, not {limit!r}")
     if run_cfg.num_workers < 0:
         raise ConfigError(f"run.num_workers must be 0 or more, not {run_cfg.num_workers}")
