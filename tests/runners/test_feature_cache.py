@@ -27,7 +27,7 @@ from lavis.runners.features import open_feature_cache
 from tests import tiny
 from tests.datasets.files import SIZE, options, write_images, write_json
 from tests.runners import fakes
-from tests.test_end_to_end import write_config
+from tests.test_end_to_end import call, write_config
 
 PICTURES = 6 + 2  # for training and for validation
 
@@ -134,6 +134,22 @@ def test_a_full_cache_changes_nothing(folder: Path, plain: Any, encoded: list[in
     assert json.loads(json.dumps(full)) == plain
     assert 0 < counts[0]["written"] < 6 and counts[1]["hits"] > 0 < counts[1]["misses"]
     assert sum(path.stat().st_size for path in (folder / "small").rglob("*") if path.is_file()) <= 3000
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_cache(folder: Path) -> None:
+    rows = []
+    for name, *given in (("r0",), ("r1", f"run.feature_cache={folder / 'r'}"), ("r2", f"run.feature_cache={folder / 'r'}")):
+        options = [f"run.output_dir={folder / name}", "run.num_workers=1", "run.group_by_image=true", *given]
+        done = call("train.py", folder / "config.yaml", *options, processes=2)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows.append([json.loads(line) for line in (folder / name / "log.txt").read_text().splitlines()])
+    filled, found = ([row["timing"]["feature_cache"] for row in part if row.get("mean")] for part in rows[1:])
+    for part in rows:
+        for row in part:
+            row.pop("timing", None)
+    assert rows[0] == rows[1] == rows[2]
+    assert filled[0]["written"] == 6 and found[0]["misses"] == 0 < found[0]["hits"]
 
 
 # What a dataset does
