@@ -117,7 +117,7 @@ class Encoding:
             problem = "run.shard puts the ViT in shards, whose passes all processes take together; llm leaves it whole"
         if problem:
             raise ConfigError(f"run.feature_cache keeps the outputs of a frozen ViT, but {problem}; accepted here: null")
-        dtype = next(self.visual_encoder.parameters()).dtype
+        dtype = self.visual_encoder.patch_embed.proj.weight.dtype  # float32: autocast decides, see `vit_tokens`
         return {
             "encoder": type(self.visual_encoder).__name__,
             "config": {key: value for key, value in self.cfg.vit.items() if key not in ("pretrained", "use_grad_checkpoint")},
