@@ -94,8 +94,7 @@ class CaptionedDataset(BaseDataset):
             dataset_repeat_num=dataset_repeat_num,
         )
 
-    def group_rows(self, together: int | None = None) -> None:
-        self._together = together
+    def group_rows(self) -> None:
         self._groups = group_numbers((str(row[self.source]) for row in self.rows), repeat=self.repeat)
         self.grouped = self.share_inputs = True
 
@@ -103,9 +102,7 @@ class CaptionedDataset(BaseDataset):
         return self._groups
 
     def epoch_order(self, *, seed: int, epoch: int) -> Order | None:
-        if not self.grouped:
-            return None
-        return grouped_permutation(self._groups, seed=seed, epoch=epoch, together=self._together)
+        return grouped_permutation(self._groups, seed=seed, epoch=epoch) if self.grouped else None
 
     def thing_of(self, row: Row) -> str:
         return str(row[self.source])

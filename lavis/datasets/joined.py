@@ -67,7 +67,7 @@ class JoinedDataset(Dataset[Sample]):
     def epoch_order(self, *, seed: int, epoch: int) -> Order | None:
         """An order of the epoch in which each dataset keeps its own, where one of them has one; else None."""
         if self.grouped:
-            return grouped_permutation(self._groups, seed=seed, epoch=epoch, together=self._together)
+            return grouped_permutation(self._groups, seed=seed, epoch=epoch)
         own = [own_order(dataset, seed=seed, epoch=epoch) for dataset in self.datasets]
         if all(order is None for order in own):
             return None
@@ -77,12 +77,12 @@ class JoinedDataset(Dataset[Sample]):
         ]
         return InterleavedOrder(parts, seed=seed, epoch=epoch)
 
-    def group_rows(self, together: int | None = None) -> None:
+    def group_rows(self) -> None:
         """As a dataset's own; rows of one picture in two datasets are two groups. ConfigError where one is read in an order of
         its own, which is not made of groups."""
         parts: list[Indices] = []
         for dataset in self.datasets:
-            dataset.group_rows(together)
+            dataset.group_rows()
             groups = dataset.groups()
             if groups is None:
                 raise ConfigError(
@@ -90,7 +90,7 @@ class JoinedDataset(Dataset[Sample]):
                     f"others ({self.name} are of modality {self.modality}) and keep pictures together; accepted here: false"
                 )
             parts.append(groups + (parts[-1].max() + 1 if parts else 0))
-        self._groups, self._together = np.concatenate(parts), together
+        self._groups = np.concatenate(parts)
         self.grouped = self.share_inputs = True
 
     def set_seed(self, seed: int) -> None:
@@ -99,9 +99,8 @@ class JoinedDataset(Dataset[Sample]):
             dataset.set_seed(seed)
 
 
-def join(datasets: Sequence[Any], *, grouped: bool = False, together: int | None = None) -> Any:
-    """One dataset of several of one modality, or the only one; `grouped`: rows of one picture, or cloud, next to each other, at
-    most `together` of them (None: all).
+def join(datasets: Sequence[Any], *, grouped: bool = False) -> Any:
+    """One dataset of several of one modality, or the only one; `grouped`: rows of one picture, or cloud, next to each other.
 
     ConfigError where that cannot be.
     """
@@ -113,5 +112,5 @@ def join(datasets: Sequence[Any], *, grouped: bool = False, together: int | None
                 raise ConfigError(
                     f"run.group_by_image: dataset {name} cannot tell which rows are of one picture; accepted: false"
                 )
-        dataset.group_rows(together)
+        dataset.group_rows()
     return dataset

@@ -44,18 +44,13 @@ def group_numbers(names: Iterable[Hashable], *, repeat: int = 1) -> Indices:
     return np.concatenate([once + number * len(known) for number in range(repeat)])
 
 
-def grouped_permutation(groups: Indices, *, seed: int, epoch: int, together: int | None = None) -> Indices:
+def grouped_permutation(groups: Indices, *, seed: int, epoch: int) -> Indices:
     """The order of an epoch in which samples of one group (their numbers [N], from 0) are neighbours: the groups are permuted,
-    and the samples of each. A group of more than `together` samples is cut, and its parts are permuted with all others.
-
-    Parts of a global batch are stretches of it, so a process has a group to itself but at its edges.
-    """
+    and the samples of each. Parts of a global batch are stretches of it, so a process has a group to itself but at its edges."""
     rng = _rng(_GROUP_STREAM, seed, epoch)
-    by_group = np.lexsort((rng.random_sample(len(groups)), groups))
-    sizes = np.bincount(groups)
-    place = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of a sample in its group
-    part = np.cumsum(place % (together or len(groups)) == 0) - 1
-    return by_group[np.argsort(rng.permutation(part[-1] + 1)[part], kind="stable")].astype(np.int64)
+    draws = rng.random_sample(len(groups))
+    place = rng.permutation(int(groups.max()) + 1)
+    return np.lexsort((draws, place[groups])).astype(np.int64)
 
 
 def order_of(dataset: Any, *, seed: int, epoch: int) -> Order:

@@ -214,10 +214,9 @@ class BaseDataset(Dataset[Sample]):
         """The order of an epoch, where the dataset is to be read in one of its own; None: any permutation will do."""
         return None
 
-    def group_rows(self, together: int | None = None) -> None:
-        """From now on read rows of one picture or cloud next to each other (at most `together` of them; None: all), with one set
-        of draws, so that a batch encodes it once; samples say by `positive_key` which of them describe the same thing.
-        ConfigError where rows name neither."""
+    def group_rows(self) -> None:
+        """From now on read rows of one picture or cloud next to each other, with one set of draws, so that a batch encodes it
+        once; samples say by `positive_key` which of them describe the same thing. ConfigError where rows name neither."""
         raise ConfigError(f"run.group_by_image: rows of dataset {self.name} name no picture and no cloud; accepted here: false")
 
     def groups(self) -> Indices | None:

@@ -159,9 +159,9 @@ class ShardDataset(ImageDataset):
             total = f"{len(self.dropped)} rows left out ({counts}), {len(self.rows)} kept, in {len(self.catalogue.tars)} shards"
             logger.warning("dataset %s, %s: %s", self.name, self.split, total)
 
-    def group_rows(self, together: int | None = None) -> None:
-        """The order of shards keeps samples of one picture together in any case; how many, the run says now."""
-        self.together = together
+    def group_rows(self) -> None:
+        """The order of shards keeps samples of one picture together in any case, up to `together` of them; now all."""
+        self.together = None
         self.grouped = self.share_inputs = True
 
     def groups(self) -> None:

@@ -21,7 +21,7 @@ CHOICES = {
     "shard": SHARDS,
 }
 AT_LEAST_ONE = ("batch_size_train", "batch_size_eval", "accum_grad_iters", "log_freq", "val_freq", "max_epoch", "k_test")
-AT_LEAST_ONE_OR_NULL = ("max_iters", "iters_per_inner_epoch", "keep_last", "group_at_most")
+AT_LEAST_ONE_OR_NULL = ("max_iters", "iters_per_inner_epoch", "keep_last")
 
 
 def check_run(run_cfg: Any) -> None:

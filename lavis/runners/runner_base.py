@@ -150,7 +150,7 @@ class RunnerBase:
             raise ConfigError(f"no dataset has a split of run.train_splits ({listed(self.run_cfg.train_splits)})")
         loaders = {
             modality: TaskLoader(
-                join(parts, grouped=bool(self.run_cfg.group_by_image), together=self.run_cfg.group_at_most),
+                join(parts, grouped=bool(self.run_cfg.group_by_image)),
                 batch_size=self.batch_size(modality),
                 seed=int(self.run_cfg.seed),
                 num_workers=int(self.run_cfg.num_workers),

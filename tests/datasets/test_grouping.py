@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +50,6 @@ def test_groups_are_neighbours_and_every_sample_comes_once(repeat: int) -> None:
     within = {tuple(i for i in grouped_permutation(groups, seed=1, epoch=e).tolist() if groups[i] == 0) for e in range(8)}
     assert len(within) > 1, "the samples of a group change places too"
     assert grouped_permutation(np.array([0, 1, 0, 1]), seed=5, epoch=0).tolist() == [0, 2, 3, 1], "saved positions rely on it"
-
-
-@pytest.mark.parametrize("together", [1, 2, 3, 5])
-def test_large_groups_are_cut(together: int) -> None:
-    groups = np.array([0] * 5 + [1] * 2 + [2])
-    for epoch in range(5):
-        order = grouped_permutation(groups, seed=1, epoch=epoch, together=together).tolist()
-        assert sorted(order) == list(range(8))
-        lengths = [len(list(part)) for _, part in itertools.groupby(groups[order])]
-        assert len(lengths) <= sum(-(-size // together) for size in (5, 2, 1))
-    assert together == 5 or any(
-        runs(groups[grouped_permutation(groups, seed=1, epoch=e, together=together)].tolist()) > 3 for e in range(5)
-    )
 
 
 def test_a_batch_holds_few_pictures_and_says_what_is_one_thing(tmp_path: Path) -> None:
