@@ -14,7 +14,8 @@ from torch import Tensor
 Sample = dict[str, Any]
 Batch = dict[str, Any]
 
-ENCODER_INPUTS = {"image": "image_key", "pointcloud": "cloud_key"}  # what an encoder reads, and the key that names it
+# what an encoder reads, and the key that names it
+ENCODER_INPUTS = {"image": "image_key", "pointcloud": "cloud_key", "point_groups": "cloud_key"}
 
 
 def collate(samples: Sequence[Sample], *, share_inputs: bool = False) -> Batch:

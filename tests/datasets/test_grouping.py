@@ -131,6 +131,10 @@ def test_rows_of_a_scene_share_points_and_augmentation(tmp_path: Path) -> None:
         assert len(same) == 2 and torch.equal(same[0]["box_corners"], same[1]["box_corners"])
         assert same[0]["positive_key"] == same[1]["positive_key"]
     assert not torch.equal(dataset[1, 0]["pointcloud"], samples[0]["pointcloud"]), "another epoch, other draws"
+    dataset.group_clouds(num_group=4, group_size=2)
+    batch = dataset.collater([dataset[0, index] for index in range(24)])
+    assert len(batch["point_groups"]) == len(batch["pointcloud"]) == 12
+    assert torch.equal(batch["point_groups_index"], batch["pointcloud_index"])
 
 
 def test_captions_of_a_picture_share_its_crop(tmp_path: Path) -> None:
