@@ -8,7 +8,9 @@ lavis/datasets/datasets/coco_caption_datasets.py).
 
 from __future__ import annotations
 
+import io
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -18,8 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lavis.common.feature_cache import FeatureStore
 from lavis.common.registry import registry
 from lavis.datasets.builder import BaseDatasetBuilder
+from lavis.datasets.orders import Indices, Order, group_numbers, grouped_permutation
 from lavis.datasets.samples import AnnotationError, BadSample, BaseDataset, RecentlyUsed, Row, Sample
 
 KEPT_IMAGES = 4  # processed pictures kept for the next samples, which in evaluation often show the same one
@@ -90,6 +94,26 @@ class CaptionedDataset(BaseDataset):
             dataset_repeat_num=dataset_repeat_num,
         )
 
+    def group_rows(self) -> None:
+        self._groups = group_numbers((str(row[self.source]) for row in self.rows), repeat=self.repeat)
+        self.grouped = self.share_inputs = True
+
+    def groups(self) -> Indices | None:
+        return self._groups
+
+    def epoch_order(self, *, seed: int, epoch: int) -> Order | None:
+        return grouped_permutation(self._groups, seed=seed, epoch=epoch) if self.grouped else None
+
+    def thing_of(self, row: Row) -> str:
+        return str(row[self.source])
+
+    def draws_of(self, index: int) -> int:
+        """Each sample's own number; of grouped ones that of what is encoded, by its name and the reading of the rows."""
+        if not self.grouped:
+            return index
+        reading, row = divmod(index, len(self.rows))
+        return reading << 32 | zlib.crc32(str(self.rows[row][self.source]).encode())
+
     def usable(self, row: Row) -> Row:
         """The parsed row itself; BadSample where it is known not to load."""
         if row.get("problem"):
@@ -138,14 +162,24 @@ class ImageDataset(CaptionedDataset):
     """Rows that name a picture; what datasets of pictures share."""
 
     headers_only = False  # true: pictures are opened for their size alone, which a check of many files does
+    features: FeatureStore | None = None  # of the frozen encoder, where a run keeps them
+    _preparation: str | None = None  # what becomes of a picture before it is encoded
 
     def __init__(self, **kwargs: Any) -> None:
         self._kept = RecentlyUsed(KEPT_IMAGES)
         super().__init__(**kwargs)
 
+    def set_feature_cache(self, store: FeatureStore) -> bool:
+        """From now on give features that are kept on disk in place of the pictures they are of; whether that can be: not where
+        pictures are augmented, so that they are others every time."""
+        processor: Any = self.vis_processor
+        self._preparation = processor.fingerprint() if hasattr(processor, "fingerprint") else None
+        self.features = store if self._preparation is not None else None
+        return self.features is not None
+
     def read_image(self, image: str, rng: np.random.RandomState) -> tuple[Any, tuple[int, int]]:
         """The processed picture (a tensor [3, H, W] from all processors but the identity) and its (width,
-        height) in pixels as it lies on disk. Do not change it in place: neighbours may share it."""
+        height) in pixels as it was described. Do not change it in place: neighbours may share it."""
 
         def read() -> tuple[Any, tuple[int, int]]:
             picture = self.decode(image)
@@ -153,16 +187,57 @@ class ImageDataset(CaptionedDataset):
 
         kept: tuple[Any, tuple[int, int]]
         kept = self._kept.get(image, read) if getattr(self.vis_processor, "deterministic", False) else read()
-        return kept
+        return kept[0], self.frame_of(image, kept[1])
+
+    def frame_of(self, image: str, size: tuple[int, int]) -> tuple[int, int]:
+        """The (width, height) in which boxes of a picture are given; `size` is that of the picture at hand."""
+        return size
+
+    def read_encoded(self, image: str, rng: np.random.RandomState) -> tuple[Sample, tuple[int, int]]:
+        """`image`, or `image_features` [T, C] where the feature cache has them, and the picture's (width, height). `image_entry`
+        says under which name features are kept, so that who computes them can write them."""
+        if self.features is None:
+            processed, size = self.read_image(image, rng)
+            return {"image": processed}, size
+        store: FeatureStore = self.features
+
+        def look_up() -> tuple[Sample, tuple[int, int]]:
+            content = self.content(image)
+            name = store.name_of(content, str(self._preparation))
+            found = store.read(name)
+            if found.features is not None:
+                return {"image_features": found.features, "image_entry": {"name": name}}, found.size
+            picture = self.open_picture(io.BytesIO(content), self.picture_name(image))
+            entry = {"name": name, "size": picture.size, "damaged": found.damaged}
+            return {"image": self.vis_processor(picture, rng=rng), "image_entry": entry}, picture.size
+
+        encoded, size = self._kept.get(f"encoded {image}", look_up)
+        return dict(encoded), self.frame_of(image, size)
 
     def decode(self, image: str) -> Image.Image:
         """The picture that rows name so. BadSample where it is not there, or broken."""
+        path = self._file(image)
+        return self.open_picture(path, str(path))
+
+    def content(self, image: str) -> bytes:
+        """The bytes of the picture that rows name so. BadSample where it is not there, or cannot be read."""
+        path = self._file(image)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise BadSample(f"broken image: {path} ({type(error).__name__}: {error})") from error
+
+    def picture_name(self, image: str) -> str:
+        """What messages call a picture."""
+        return str(self.vis_root / image)
+
+    def _file(self, image: str) -> Path:
         path = self.vis_root / image
         if not path.is_file():
             raise BadSample(f"missing image: {path}")
         if not path.stat().st_size:
             raise BadSample(f"broken image: {path} (the file is empty)")
-        return self.open_picture(path, str(path))
+        return path
 
     def open_picture(self, source: Path | IO[bytes], name: str) -> Image.Image:
         """A picture from a file or its bytes, in RGB."""
@@ -176,8 +251,8 @@ class ImageDataset(CaptionedDataset):
     def load_picture_and_text(self, row: Row, rng: np.random.RandomState) -> tuple[Sample, tuple[int, int]]:
         """The sample of a parsed row without its box, and the picture's (width, height) in pixels."""
         text = self.load_text(self.usable(row), rng)
-        image, size = self.read_image(row["image"], rng)
-        return {"image": image, "image_key": row["image"], **text}, size
+        encoded, size = self.read_encoded(row["image"], rng)
+        return {**encoded, "image_key": row["image"], **text}, size
 
     def picture_of(self, index: int) -> tuple[Image.Image, list[float] | None]:
         """What row `index` shows, for people: its picture in RGB as it lies on disk, and its box, left, top, right and bottom

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lavis.common.modalities import task_name_of
 from lavis.common.seeding import mix
+from lavis.datasets.batches import Batch
 from lavis.datasets.orders import Order, order_of
-from lavis.datasets.samples import Batch
 from lavis.datasets.workers import WatchedLoader
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ class TaskLoader:
         if hasattr(dataset, "set_seed"):
             dataset.set_seed(seed)
         self.dataset, self.batch_size, self.seed, self.drop_last = dataset, batch_size, seed, drop_last
+        self.grouped = bool(getattr(dataset, "grouped", False))
         self.rank, self.world_size = rank, world_size
         self._planned = _PlannedBatches()
         self._loader = _data_loader(dataset, self._planned, num_workers=num_workers, keep_workers=True)
@@ -152,14 +153,16 @@ class TaskLoader:
             "epoch_end": self._end,
             "dataset_size": self._size,
             "seed": self.seed,
+            "grouped": self.grouped,
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on where a state was taken, by any number of processes and workers. ValueError when its order
-        cannot be followed: another seed, or another number of samples."""
-        for key, mine in (("dataset_size", self._size), ("seed", self.seed)):
-            if state[key] != mine:
-                raise ValueError(f"the saved loader position has {key} {state[key]}, this run {mine}")
+        cannot be followed: another seed, another number of samples, or rows grouped by image in one of both."""
+        theirs = {"grouped": False, **state}
+        for key, mine in (("dataset_size", self._size), ("seed", self.seed), ("grouped", self.grouped)):
+            if theirs[key] != mine:
+                raise ValueError(f"the saved loader position has {key} {theirs[key]}, this run {mine}")
         self._epoch, self._done, self._end = state["epoch"], state["samples_done"], state["epoch_end"]
         self._restored = True
 

@@ -8,7 +8,7 @@ together, and its order is computed part by part: a position in the middle of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,8 @@ from lavis.common.seeding import mix
 
 Indices = NDArray[np.int64]
 
-_ORDER_STREAM, _SHARD_STREAM, _WINDOW_STREAM, _BLOCK_STREAM = 11, 13, 14, 15  # apart from the streams of samples and steps
+# apart from the streams of samples and steps
+_ORDER_STREAM, _SHARD_STREAM, _WINDOW_STREAM, _BLOCK_STREAM, _GROUP_STREAM = 11, 13, 14, 15, 16
 BLOCK = 65_536  # positions of an interleaved order that are worked out together
 
 
@@ -34,6 +35,22 @@ class Order(Protocol):
 def permutation(size: int, *, seed: int, epoch: int) -> Indices:
     """The order of an epoch of `size` samples, in one array."""
     return _rng(_ORDER_STREAM, seed, epoch).permutation(size).astype(np.int64)
+
+
+def group_numbers(names: Iterable[Hashable], *, repeat: int = 1) -> Indices:
+    """Numbers from 0 that are equal where the names are, for each of `repeat` readings of them by itself."""
+    known: dict[Hashable, int] = {}
+    once = np.fromiter((known.setdefault(name, len(known)) for name in names), dtype=np.int64)
+    return np.concatenate([once + number * len(known) for number in range(repeat)])
+
+
+def grouped_permutation(groups: Indices, *, seed: int, epoch: int) -> Indices:
+    """The order of an epoch in which samples of one group (their numbers [N], from 0) are neighbours: the groups are permuted,
+    and the samples of each. Parts of a global batch are stretches of it, so a process has a group to itself but at its edges."""
+    rng = _rng(_GROUP_STREAM, seed, epoch)
+    draws = rng.random_sample(len(groups))
+    place = rng.permutation(int(groups.max()) + 1)
+    return np.lexsort((draws, place[groups])).astype(np.int64)
 
 
 def order_of(dataset: Any, *, seed: int, epoch: int) -> Order:

@@ -62,6 +62,9 @@ class RegionDataset(ImageDataset):
             "captions": [caption],
         }
 
+    def thing_of(self, row: Row) -> str:
+        return f"{row['image']} {row['bbox']}"
+
     def load(self, index: int, rng: np.random.RandomState) -> Sample:
         row = self.rows[index]
         sample, (width, height) = self.load_picture_and_text(row, rng)

@@ -22,25 +22,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from lavis.common.errors import ConfigError
 from lavis.common.seeding import sample_rng
-from lavis.datasets.orders import Order
+from lavis.datasets.batches import Batch, Sample, collate, rename_inputs
+from lavis.datasets.orders import Indices, Order
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-Sample = dict[str, Any]
-Batch = dict[str, Any]
 
 MAX_REPLACEMENTS = 1000  # rows tried in the place of an unusable one before the file is given up
 MAX_PROBES = 10_000  # rows looked at, per file, for one that can be used
 MAX_NAMED = 50  # dropped rows named one by one in the log
-
-# what an encoder reads, and the key that names it
-ENCODER_INPUTS = {"image": "image_key", "pointcloud": "cloud_key", "point_groups": "cloud_key"}
 
 
 class AnnotationError(ValueError):
@@ -149,38 +144,6 @@ class RecentlyUsed:
         return self._kept[key]
 
 
-def collate(samples: Sequence[Sample], *, share_inputs: bool = False) -> Batch:
-    """B samples to one batch of the keys they share; tensors stacked, `skipped` joined, the rest lists.
-
-    With `share_inputs`, samples of equal `image_key` share one picture: `image` [I, 3, H, W] and
-    `image_index` [B] (long), where image_index[b] is the picture of sample b. So do samples of equal `cloud_key`:
-    `pointcloud` [I, N, C] and `pointcloud_index` [B].
-    """
-    modalities = sorted({str(sample["modality"]) for sample in samples})
-    if len(modalities) != 1:
-        raise ValueError(f"a batch holds one modality, these samples have {', '.join(modalities) or 'none'}")
-    keys = [key for key in samples[0] if all(key in sample for sample in samples)]
-    batch: Batch = {"modality": modalities[0]}
-    for key in keys:
-        values = [sample[key] for sample in samples]
-        if share_inputs and ENCODER_INPUTS.get(key) in keys:
-            batch[key], batch[f"{key}_index"] = _shared(samples, key)
-        elif key not in ("modality", "skipped"):
-            batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
-    batch["skipped"] = [entry for sample in samples for entry in sample.get("skipped", [])]
-    return batch
-
-
-def _shared(samples: Sequence[Sample], key: str) -> tuple[Tensor, Tensor]:
-    """The I different encoder inputs [I, ...] of B samples, and which of them is whose [B]."""
-    names = [sample[ENCODER_INPUTS[key]] for sample in samples]
-    inputs: dict[str, Tensor] = {}
-    for name, sample in zip(names, samples, strict=True):
-        inputs.setdefault(name, sample[key])
-    places = {name: place for place, name in enumerate(inputs)}
-    return torch.stack(list(inputs.values())), torch.tensor([places[name] for name in names])
-
-
 class BaseDataset(Dataset[Sample]):
     """Annotation rows that load into samples of one modality.
 
@@ -192,6 +155,7 @@ class BaseDataset(Dataset[Sample]):
 
     training: ClassVar[bool] = True  # unusable rows are replaced; False: they keep their place
     share_inputs: bool = False  # collate one picture, or one cloud, for several regions of it
+    grouped: bool = False  # rows of one input are read next to each other (`group_rows`)
     needs: ClassVar[str] = ""  # the keys of a row, for messages
 
     def __init__(
@@ -250,6 +214,19 @@ class BaseDataset(Dataset[Sample]):
         """The order of an epoch, where the dataset is to be read in one of its own; None: any permutation will do."""
         return None
 
+    def group_rows(self) -> None:
+        """From now on read rows of one picture or cloud next to each other, with one set of draws, so that a batch encodes it
+        once; samples say by `positive_key` which of them describe the same thing. ConfigError where rows name neither."""
+        raise ConfigError(f"run.group_by_image: rows of dataset {self.name} name no picture and no cloud; accepted here: false")
+
+    def groups(self) -> Indices | None:
+        """The number of each sample's group, for `group_rows`; None where the dataset's own order has them together."""
+        return None
+
+    def thing_of(self, row: Row) -> str:
+        """What a row describes, by a name: no other row that has it is a negative of this one."""
+        raise NotImplementedError
+
     def draws_of(self, index: int) -> int:
         """The number that, with seed and epoch, decides the draws of sample `index`; samples may share one."""
         return index
@@ -266,8 +243,9 @@ class BaseDataset(Dataset[Sample]):
         index %= len(self)
         row = index % len(self.rows)
         skipped: list[tuple[str, str]] = []
+        draws = self.draws_of(index)
         try:
-            sample = self.load(row, sample_rng(self.seed, epoch, self.draws_of(index)))
+            sample = self.load(row, sample_rng(self.seed, epoch, draws))
         except BadSample as error:
             skipped.append((self.row_label(row), error.reason))
             if self.training:
@@ -275,6 +253,9 @@ class BaseDataset(Dataset[Sample]):
             else:
                 sample = self.placeholder(row)
         sample.update(modality=self.modality, instance_id=self.row_label(row), skipped=skipped)
+        if self.grouped:  # the draws are part of what an input is
+            sample["positive_key"] = self.thing_of(self.rows[row])
+            rename_inputs(sample, f"in place of {index}" if skipped else str(draws))
         if not self.training:
             sample["readable"] = not skipped
         return sample

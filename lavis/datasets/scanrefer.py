@@ -107,6 +107,9 @@ class ScanReferDataset(CloudDataset):
         image_id = cloud_geometry.object_region_id(scene, number)
         return {"scene": scene, "object": number, "image_id": image_id, "captions": [description]}
 
+    def thing_of(self, row: Row) -> str:
+        return f"{row['scene']} {row['object']}"
+
     def _read(self, scene: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         return read_scene(self.vis_root, scene, use_color=self.use_color, use_height=self.use_height)
 

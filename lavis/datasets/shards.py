@@ -16,6 +16,7 @@ Shards are for training; evaluation reads plain annotation. Names after LAVIS (l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -158,6 +159,14 @@ class ShardDataset(ImageDataset):
             total = f"{len(self.dropped)} rows left out ({counts}), {len(self.rows)} kept, in {len(self.catalogue.tars)} shards"
             logger.warning("dataset %s, %s: %s", self.name, self.split, total)
 
+    def group_rows(self) -> None:
+        """The order of shards keeps samples of one picture together in any case, up to `together` of them; now all."""
+        self.together = None
+        self.grouped = self.share_inputs = True
+
+    def groups(self) -> None:
+        return None
+
     def epoch_order(self, *, seed: int, epoch: int) -> Order:
         return ShardOrder(
             self.catalogue.starts,
@@ -178,24 +187,26 @@ class ShardDataset(ImageDataset):
             del given["image_id"]
         return [key, given]
 
-    def read_image(self, image: str, rng: np.random.RandomState) -> tuple[Any, tuple[int, int]]:
-        processed, size = super().read_image(image, rng)
+    def frame_of(self, image: str, size: tuple[int, int]) -> tuple[int, int]:
         shard, picture = map(int, image.split())
-        return processed, self._open_files.index(shard).frame(picture) or size
+        return self._open_files.index(shard).frame(picture) or size
+
+    def picture_name(self, image: str) -> str:
+        shard, picture = map(int, image.split())
+        return f"picture {picture} of {self.catalogue.tars[shard]}"
+
+    def content(self, image: str, *, limit: int | None = None) -> bytes:
+        shard, picture = map(int, image.split())
+        try:
+            return self._open_files.read(shard, picture, limit=limit)
+        except OSError as error:
+            raise BadSample(f"broken shard: {self.picture_name(image)}: {error}") from error
 
     def decode(self, image: str) -> Image.Image:
-        shard, picture = map(int, image.split())
-        name = f"picture {picture} of {self.catalogue.tars[shard]}"
-        for limit in (HEADER, None) if self.headers_only else (None,):
-            try:
-                content = self._open_files.read(shard, picture, limit=limit)
-                return self.open_picture(io.BytesIO(content), name)
-            except OSError as error:
-                raise BadSample(f"broken shard: {name}: {error}") from error
-            except BadSample:
-                if limit is None:
-                    raise
-        raise AssertionError("not reached")
+        if self.headers_only:
+            with contextlib.suppress(BadSample):  # of a picture whose header is longer than that
+                return self.open_picture(io.BytesIO(self.content(image, limit=HEADER)), self.picture_name(image))
+        return self.open_picture(io.BytesIO(self.content(image)), self.picture_name(image))
 
     def check_usable(self) -> None:
         """Load a sample of several shards, evenly spread; AnnotationError where a shard has none that can be used."""

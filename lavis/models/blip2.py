@@ -247,8 +247,7 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
             sim_i2t, sim_t2i = self.similarities(row, hidden, ids, mask, sizes)
             same = self.same_image(samples)
             if row.weight("itc"):
-                targets = None if same is None else losses.soft_targets(same)
-                found["itc"] = Mean(losses.contrastive(sim_i2t, sim_t2i, self.temp, targets), sum(sizes))
+                found["itc"] = Mean(self.itc_loss(sim_i2t, sim_t2i, same), sum(sizes))
             if row.weight("itm"):
                 found["itm"] = self.itm_loss(row, sim_i2t.detach() / self.temp.detach(), tokens, ids, mask, sizes, same)
         if row.weight("lm"):
@@ -288,11 +287,22 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
             losses.query_text_similarity(visual_all.detach(), text_all).t(),
         )
 
+    def itc_loss(self, sim_i2t: Tensor, sim_t2i: Tensor, same: Tensor | None) -> Tensor:
+        """ITC of similarities [B_all, B_all]. Rows that are the `same` are positives of each other under `soft_targets`,
+        and left out of each other's negatives otherwise."""
+        if same is None or self.cfg.soft_targets:
+            return losses.contrastive(sim_i2t, sim_t2i, self.temp, None if same is None else losses.soft_targets(same))
+        return losses.contrastive(
+            sim_i2t, sim_t2i, self.temp, left_out=same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+        )
+
     def same_image(self, samples: Mapping[str, Any]) -> Tensor | None:
-        """LAVIS' reading of image ids, when the config asks for it: which rows of all are of one image [B_all, B_all]."""
-        if not self.cfg.soft_targets or samples.get("image_id") is None:
+        """Which rows of all are no negatives of each other [B_all, B_all]: those of one image, when the config asks for LAVIS'
+        reading of image ids; else those of one `positive_key`, where samples have it (`run.group_by_image`)."""
+        own = samples.get("image_id") if self.cfg.soft_targets else samples.get("positive_key")
+        if own is None:
             return None
-        ids = [key for part in dist_utils.all_gather_objects(list(map(str, samples["image_id"]))) for key in part]
+        ids = [key for part in dist_utils.all_gather_objects(list(map(str, own))) for key in part]
         number = {key: i for i, key in enumerate(dict.fromkeys(ids))}
         numbers = torch.tensor([number[key] for key in ids], device=self.device)
         return numbers[:, None] == numbers[None, :]

@@ -182,13 +182,11 @@ class Captioner(Answering):
         raise ValueError(f"this model has no image modality with region kind {kind!r}; it knows {', '.join(self.rows)}")
 
     @torch.no_grad()
-    def classify(
+    def class_features(
         self: Any, samples: Mapping[str, Any], classnames: Sequence[str], *, templates: Sequence[str] | None = None
     ) -> Tensor:
-        """Zero-shot logits [B, C]: the cosine of a row's best query with each class, no temperature.
-
-        A class is the normalised mean of its sentences, one per template; by default the row's published template alone.
-        """
+        """Features [C, E] of classes, for samples of the modality that `samples` has: the normalised mean of a class's sentences,
+        one per template; by default the row's published template alone."""
         if not classnames:
             raise ValueError("classnames is empty")
         row = self.row_of(samples)
@@ -196,7 +194,23 @@ class Captioner(Answering):
         with self.router.route(row.name):
             sentences = [template.format(name) for name in classnames for template in templates]
             features = self.text_features(row, *self.tokenize(sentences)).view(len(classnames), len(templates), -1)
-            classes = F.normalize(features.mean(dim=1), dim=-1)
+            return F.normalize(features.mean(dim=1), dim=-1)
+
+    @torch.no_grad()
+    def classify(
+        self: Any,
+        samples: Mapping[str, Any],
+        classnames: Sequence[str],
+        *,
+        templates: Sequence[str] | None = None,
+        classes: Tensor | None = None,
+    ) -> Tensor:
+        """Zero-shot logits [B, C]: the cosine of a row's best query with each class, no temperature. `classes` [C, E]: what
+        `class_features` gave for these names, so that it is not computed again."""
+        if classes is None:
+            classes = self.class_features(samples, classnames, templates=templates)
+        row = self.row_of(samples)
+        with self.router.route(row.name):
             hidden = self.look(samples, row).hidden
             visual = F.normalize(self.branch(row.name).itc_proj(hidden), dim=-1)
         return query_text_similarity(visual, classes)

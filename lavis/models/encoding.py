@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lavis.common.checkpoint import content_hash
+from lavis.common.dist_utils import is_sharded
+from lavis.common.errors import ConfigError
+from lavis.common.feature_cache import FeatureCache
 from lavis.common.precision import without_autocast
 from lavis.common.seeding import step_draws
 from lavis.models import parts
@@ -24,6 +28,8 @@ from lavis.models.qformer import EncoderTokens
 
 class Encoding:
     """Mixed into `Blip2Base`."""
+
+    feature_cache: FeatureCache | None = None  # takes what the frozen ViT computed, where a run keeps it
 
     def setup_encoders(self: Any) -> None:
         """Build the encoders that the rows name."""
@@ -68,8 +74,7 @@ class Encoding:
             raise ValueError(f"modality {row.name!r} needs samples[{row.encoder!r}]")
         index = None if index is None else index.to(self.device)
         if row.encoder == "image":
-            vit_tokens = self.vit_tokens(inputs) if features is None else features.to(self.device)
-            return EncoderTokens(self.normalised_tokens(vit_tokens), index)
+            return EncoderTokens(self.normalised_tokens(self.image_features(samples)), index)
         if features is not None:
             centres = samples.get("pointcloud_centres")
             centres = None if centres is None else centres.to(self.device)
@@ -79,6 +84,53 @@ class Encoding:
         start = self.start_points(samples, inputs.shape[:2], index) if groups is None else None
         embeds, centres = self.cloud_groups(inputs, start=start, groups=groups)
         return EncoderTokens(embeds, index, centres)
+
+    def image_features(self: Any, samples: Mapping[str, Any]) -> Tensor:
+        """ViT tokens [I, T, C] of a batch, those that it has as `image_features` among them.
+
+        A batch of the feature cache may have both, `image` [M, 3, S, S] and features of the others; then `image_order` [I] says
+        where among these, one after the other, each is.
+        """
+        features, order = samples.get("image_features"), samples.get("image_order")
+        if features is not None and order is None:
+            return features.to(self.device)
+        computed: Tensor = self.vit_tokens(samples["image"])
+        if self.feature_cache is not None:
+            self.feature_cache.add(samples, computed)
+        if features is None or order is None:
+            return computed
+        return torch.cat([computed, features.to(computed)])[order.to(self.device)]
+
+    def feature_identity(self: Any, *, autocast: torch.dtype) -> dict[str, Any]:
+        """What decides the ViT's tokens of a picture: plain values, the weights by a hash. `autocast`: what a step computes in.
+
+        ConfigError where tokens of one picture are not the same every time, so that they must not be kept.
+        """
+        problem = ""
+        if not hasattr(self, "visual_encoder"):
+            problem = "no modality of this model reads pictures"
+        elif not self.cfg.freeze_vit:
+            problem = "model.freeze_vit is false: what a ViT in training gives changes with every step"
+        elif self.visual_encoder.training:
+            problem = "the ViT is in training mode, in which drop path draws"
+        elif is_sharded(self.visual_encoder):
+            problem = "run.shard puts the ViT in shards, whose passes all processes take together; llm leaves it whole"
+        if problem:
+            raise ConfigError(f"run.feature_cache keeps the outputs of a frozen ViT, but {problem}; accepted here: null")
+        dtype = self.visual_encoder.patch_embed.proj.weight.dtype  # float32: autocast decides, see `vit_tokens`
+        return {
+            "encoder": type(self.visual_encoder).__name__,
+            "config": {key: value for key, value in self.cfg.vit.items() if key not in ("pretrained", "use_grad_checkpoint")},
+            "weights": content_hash(dict(self.visual_encoder.state_dict())),
+            "dtype": str(dtype),
+            "computed_in": str(autocast if dtype == torch.float32 else dtype),
+            "device": self.device.type,
+        }
+
+    def feature_shape(self: Any) -> tuple[int, int]:
+        """T and C of the ViT's tokens [T, C] of a picture."""
+        tokens, width = self.visual_encoder.pos_embed.shape[-2:]
+        return int(tokens), int(width)
 
     def image_tokens(self: Any, image: Tensor) -> Tensor:
         """image [I, 3, S, S] -> [I, T, C]."""

@@ -40,12 +40,20 @@ def query_text_similarity(queries: Tensor, texts: Tensor) -> Tensor:
         return torch.einsum("bqe,te->btq", queries.float(), texts.float()).max(dim=-1).values
 
 
-def contrastive(sim_i2t: Tensor, sim_t2i: Tensor, temperature: Tensor, targets: Tensor | None = None) -> Tensor:
+def contrastive(
+    sim_i2t: Tensor, sim_t2i: Tensor, temperature: Tensor, targets: Tensor | None = None, *, left_out: Tensor | None = None
+) -> Tensor:
     """ITC: cross entropy of similarity / temperature in both directions, averaged.
 
     sim_i2t [B, B] has a row per picture, sim_t2i [B, B] a row per text. `targets` [B, B] are soft targets (rows sum to 1);
-    without them each row's own column counts and labels are smoothed by 0.1.
+    without them each row's own column counts and labels are smoothed by 0.1. Pairs that `left_out` marks, symmetric bool
+    [B, B] without the diagonal, are neither: they have no share of the softmax, and labels are smoothed over the others.
     """
+    if left_out is not None:
+        wanted = own_targets(left_out)
+        logits = [(sim / temperature).masked_fill(left_out, -torch.inf) for sim in (sim_i2t, sim_t2i)]
+        parts = [-(F.log_softmax(part, dim=1).masked_fill(left_out, 0.0) * wanted).sum(dim=1).mean() for part in logits]
+        return (parts[0] + parts[1]) / 2
     if targets is None:
         own = torch.arange(len(sim_i2t), device=sim_i2t.device)
         parts = [F.cross_entropy(sim / temperature, own, label_smoothing=LABEL_SMOOTHING) for sim in (sim_i2t, sim_t2i)]
@@ -58,6 +66,13 @@ def soft_targets(same: Tensor) -> Tensor:
     """LAVIS' soft targets from which rows are of one image, bool [B, B]: 0.9 spread over those, 0.1 over all."""
     share = same.float() / same.sum(dim=1, keepdim=True)
     return (1 - LABEL_SMOOTHING) * share + LABEL_SMOOTHING / len(same)
+
+
+def own_targets(left_out: Tensor) -> Tensor:
+    """Targets [B, B] of which each row's own column has 0.9, and 0.1 is spread over the columns that are not `left_out`."""
+    counted = (~left_out).float()
+    share = counted / counted.sum(dim=1, keepdim=True)
+    return (1 - LABEL_SMOOTHING) * torch.eye(len(left_out), device=left_out.device) + LABEL_SMOOTHING * share
 
 
 def negative_weights(logits: Tensor, *, floor: float, positives: Tensor | None = None) -> Tensor:

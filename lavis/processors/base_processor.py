@@ -30,6 +30,11 @@ class BaseProcessor:
         """Process one item. Every random draw comes from `rng`; without one, from the global generators."""
         return item
 
+    def fingerprint(self) -> str | None:
+        """A text that is another where the processor makes something else of an item; None where that is not known, or where the
+        same item may give another result."""
+        return None
+
     @classmethod
     def from_config(cls: type[P], cfg: Mapping[str, Any] | None = None) -> P:
         """Build from a mapping, null being the default. ConfigError names an unknown key and the accepted."""

@@ -46,6 +46,9 @@ def check_run(run_cfg: Any) -> None:
     clip = run_cfg.grad_clip_norm
     if clip is not None and (isinstance(clip, (str, bool)) or clip <= 0):
         raise ConfigError(f"run.grad_clip_norm must be a number above 0, or null for no clipping, not {clip!r}")
+    limit = run_cfg.feature_cache_gb
+    if limit is None or limit <= 0:
+        raise ConfigError(f"run.feature_cache_gb must be a number of GB above 0, not {limit!r}")
     if run_cfg.num_workers < 0:
         raise ConfigError(f"run.num_workers must be 0 or more, not {run_cfg.num_workers}")
     skipped = run_cfg.max_skipped_steps

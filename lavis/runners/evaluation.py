@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from lavis.common import dist_utils
+from lavis.common.feature_cache import FeatureCache
 from lavis.common.logger import JsonlLog, MetricLogger, clock
 from lavis.common.seeding import clear_step, seed_step
 from lavis.datasets.loaders import eval_bounds, eval_loader, share
 from lavis.runners import signals
+from lavis.runners.features import counts_of, finish_batch
 from lavis.runners.partial import PartialResults, remove, results_key
 from lavis.runners.step import amp_dtype, autocast, to_device
 from lavis.tasks.base_task import Row
@@ -56,13 +58,15 @@ def evaluate_dataset(
     output_dir: Path,
     settings: Mapping[str, Any] | None = None,
     kept: list[PartialResults] | None = None,
+    features: FeatureCache | None = None,
 ) -> dict[str, Any]:
     """Metrics of one dataset, the same on every process.
 
     Where ``run.reuse_partial_results`` is set, batches that an evaluation of the same weights, data and settings finished before
     it was stopped are not done again, whatever the number of processes was. ``settings``: the configuration of model and
     datasets, which decides rows as well; without it nothing is kept for later. ``kept``: takes what was kept, for a caller that
-    has several evaluations to do and removes it when all are done; without it this is done here.
+    has several evaluations to do and removes it when all are done; without it this is done here. ``features``: where those of a
+    frozen encoder are kept.
     """
     start = time.perf_counter()
     shared = bool(run_cfg.use_dist_eval_sampler)
@@ -80,11 +84,12 @@ def evaluate_dataset(
     batches, span = divide(total, found, rank=rank, world_size=world_size)
     found = {number: rows for number, rows in found.items() if number in span}
     writes = shared or dist_utils.is_main_process()
-    results = predict(dataset, batches, task=task, model=model, run_cfg=run_cfg, device=device, name=name)
+    results = predict(dataset, batches, task=task, model=model, run_cfg=run_cfg, device=device, name=name, features=features)
     for number, rows in results:
         found[number] = rows
         if writes:
             partial.add(number, rows)
+    counts_of(features, name)
     metrics = task.after_evaluation(
         [row for number in sorted(found) for row in found[number]] if writes else [],
         split_name=name,
@@ -108,7 +113,15 @@ def evaluate_dataset(
 
 
 def predict(
-    dataset: Any, batches: Sequence[int], *, task: Any, model: Any, run_cfg: Any, device: torch.device, name: str
+    dataset: Any,
+    batches: Sequence[int],
+    *,
+    task: Any,
+    model: Any,
+    run_cfg: Any,
+    device: torch.device,
+    name: str,
+    features: FeatureCache | None = None,
 ) -> Iterator[tuple[int, list[Row]]]:
     """(number, rows) of each batch in turn.
 
@@ -129,7 +142,9 @@ def predict(
     for number, samples in zip(batches, shown, strict=True):
         signals.stop_if_received()  # what is done is kept in files
         again = samples
-        yield number, step(number, samples)
+        rows = step(number, samples)
+        finish_batch(features, samples)
+        yield number, rows
     for _ in range(rounds - len(batches)):
         again = again or dataset.collater([dataset[0]])
         step(0, again)

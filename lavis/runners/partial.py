@@ -33,6 +33,7 @@ WITHOUT_EFFECT = {
     "runner", "evaluate", "train_splits", "valid_splits", "test_splits", "output_dir", "resume_ckpt_path",
     "max_epoch", "max_iters", "iters_per_inner_epoch", "num_workers", "use_dist_eval_sampler", "reuse_partial_results",
     "log_freq", "save_freq", "val_freq", "save_last", "keep_last", "tensorboard", "wandb", "max_skipped_steps",
+    "group_by_image", "feature_cache", "feature_cache_gb",
     "distributed", "world_size", "dist_url", "dist_timeout_minutes", "annotation_file", "report_metric", "caption_metrics",
     "gallery",
 }  # fmt: skip

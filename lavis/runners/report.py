@@ -110,11 +110,13 @@ class Report:
                 path,
             )
 
-    def epoch(self, progress: Progress, *, seconds: float) -> None:
-        """The line that ends an epoch: mean losses per modality, rows that were skipped."""
+    def epoch(self, progress: Progress, *, seconds: float, feature_cache: Mapping[str, int] | None = None) -> None:
+        """The line that ends an epoch: mean losses per modality, rows that were skipped; what the feature cache did belongs to
+        its timing, as it depends on what other runs had left there."""
         means, skipped = progress.losses.means(), progress.skipped_in_epoch.summary()
         row = {"epoch": progress.epoch, "steps": progress.step_in_epoch, "mean": means, "skipped": skipped}
-        self.log.write({**row, "timing": {"seconds": round(seconds, 2)}})
+        cached = {"feature_cache": dict(feature_cache)} if feature_cache else {}
+        self.log.write({**row, "timing": {"seconds": round(seconds, 2), **cached}})
         for key, losses in means.items():
             shown = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
             logger.info("epoch %d mean, %s: %s (%s)", progress.epoch, key, shown, clock(seconds))

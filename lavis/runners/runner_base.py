@@ -15,12 +15,13 @@ from lavis.common.optims import build_lr_scheduler, build_optimizer
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
 from lavis.common.seeding import rng_state, set_rng_state
-from lavis.datasets.joined import JoinedDataset
+from lavis.datasets.joined import join
 from lavis.datasets.loaders import MixedLoader, TaskLoader
 from lavis.runners import signals
 from lavis.runners.attempts import Attempt
 from lavis.runners.evaluation import evaluate_dataset, evaluations
 from lavis.runners.faults import SkippedSteps, TooManySkippedSteps
+from lavis.runners.features import counts_of, finish_batch, open_feature_cache
 from lavis.runners.partial import PartialResults, remove
 from lavis.runners.progress import Progress
 from lavis.runners.report import Report
@@ -46,6 +47,7 @@ class RunnerBase:
         self.device = dist_utils.pick_device(self.run_cfg.device)
         autocast = amp_dtype(self.run_cfg, self.device)
         self.model = place(model, shard=self.run_cfg.shard, device=self.device, autocast=autocast)
+        self.features = open_feature_cache(self.run_cfg, model=self.model, datasets=datasets, device=self.device)
         self.output_dir: Path = resolve(self.run_cfg.output_dir)
         self.progress = Progress()
         self.save_due = False
@@ -101,7 +103,8 @@ class RunnerBase:
             step = f"checkpoint_{epoch}_step{self.progress.step}"
             if self.save(step, epoch=epoch):
                 self.saver.passing = self.output_dir / f"{step}.pth"
-        self.report.epoch(self.progress, seconds=time.perf_counter() - self._epoch_start)
+        seconds = time.perf_counter() - self._epoch_start
+        self.report.epoch(self.progress, seconds=seconds, feature_cache=counts_of(self.features, f"epoch {epoch}"))
         before = dict(self.progress.best)
         improved = self.validate(epoch) if self.validation_due(epoch) else []
         self.progress.next_epoch()
@@ -147,7 +150,7 @@ class RunnerBase:
             raise ConfigError(f"no dataset has a split of run.train_splits ({listed(self.run_cfg.train_splits)})")
         loaders = {
             modality: TaskLoader(
-                parts[0] if len(parts) == 1 else JoinedDataset(parts),
+                join(parts, grouped=bool(self.run_cfg.group_by_image)),
                 batch_size=self.batch_size(modality),
                 seed=int(self.run_cfg.seed),
                 num_workers=int(self.run_cfg.num_workers),
@@ -187,6 +190,7 @@ class RunnerBase:
             update=update,
             stop=signals.received,
         )
+        finish_batch(self.features, samples)
         self.tell_skipped()  # of the update before
         progress.advance(key, losses, samples.get("skipped") or [])
         if update:
@@ -301,6 +305,7 @@ class RunnerBase:
             output_dir=self.output_dir,
             settings={key: config[key] for key in ("model", "datasets")},
             kept=self.kept,
+            features=self.features,
         )
 
     # Checkpoints

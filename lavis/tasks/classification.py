@@ -23,6 +23,7 @@ class ClassificationTask(BaseTask):
         super().before_evaluation(model=model, dataset=dataset)
         self.classnames = list(getattr(dataset, "classnames", ()))
         self.templates = list(getattr(dataset, "templates", ()))
+        self.classes: torch.Tensor | None = None  # what the model makes of their names, in every batch the same
         if not self.classnames:
             name = getattr(dataset, "name", type(dataset).__name__)
             raise ConfigError(f"run.task classifies, but dataset {name} has no classnames; mobilenet40 has")
@@ -31,7 +32,11 @@ class ClassificationTask(BaseTask):
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Row]:
         """A row {"image_id", "prediction", "label", "top5", "readable"} per sample, classes by name; prediction null and
         no top5 for one that could not be read."""
-        options = {"templates": self.templates} if self.templates else {}
+        options: dict[str, Any] = {"templates": self.templates} if self.templates else {}
+        if hasattr(model, "class_features"):
+            if self.classes is None:
+                self.classes = model.class_features(samples, self.classnames, **options)
+            options["classes"] = self.classes
         logits = model.classify(samples, classnames=self.classnames, **options).float()
         labels = [self.classnames[label] for label in samples["label"]]
         if logits.shape != (len(labels), len(self.classnames)) or not bool(logits.isfinite().all()):

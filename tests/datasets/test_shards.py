@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from lavis.datasets.builder import load_dataset
 from lavis.datasets.captions import CaptionDataset
 from lavis.datasets.checking import Depth, check_split
 from lavis.datasets.findings import SplitCheck
-from lavis.datasets.joined import JoinedDataset
+from lavis.datasets.joined import JoinedDataset, join
 from lavis.datasets.loaders import TaskLoader
 from lavis.datasets.samples import AnnotationError, Batch
 from lavis.datasets.shards import (
@@ -221,6 +222,20 @@ def test_joined_with_plain_files(folder: Path, tmp_path: Path) -> None:
     assert sum(plains) == 30 and 8 < sum(plains[:5]) < 22, "mixed throughout"
     assert same(list(TaskLoader(joined, batch_size=7, seed=2, num_workers=2).epoch(0)), straight)
     assert JoinedDataset([plain, plain]).epoch_order(seed=0, epoch=0) is None
+
+
+def test_grouped_shards_keep_pictures_whole(folder: Path, tmp_path: Path) -> None:
+    cut, grouped = build(folder, together=4), join([build(folder, together=4)], grouped=True)
+
+    def pictures(dataset: ShardDataset) -> list[str]:
+        order = dataset.epoch_order(seed=0, epoch=0)[0 : len(dataset)].tolist()
+        return [name for name, _ in itertools.groupby(dataset.rows[index]["image"] for index in order)]
+
+    assert len(pictures(cut)) > len(pictures(grouped)) == SHARDS * len(COUNTS)
+    sample = grouped[0, 0]
+    assert sample["positive_key"].startswith("0 0 [") and sample["image_key"] != build(folder)[0, 0]["image_key"]
+    with pytest.raises(ConfigError, match=r"run\.group_by_image: dataset region_shards is read in the order of its shards"):
+        join([build(folder), build(folder)], grouped=True)
 
 
 def test_damage_is_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

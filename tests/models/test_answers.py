@@ -86,6 +86,23 @@ def test_ranking_finds_the_likeliest_answer(lms: dict[str, Any], kind: str, cand
             assert chosen[i] == min(losses, key=lambda answer: losses[answer]), question
 
 
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_a_list_of_answers_is_tokenised_once(lms: dict[str, Any], kind: str) -> None:
+    lm = lms[kind]
+    for question in ("what is it? short answer:", "and this?", "answer: ", "", "who? "):
+        for answers in (ANSWERS, ANSWERS[:2], ANSWERS[::-1]):
+            assert lm._choice_ids(question, answers) == [lm._answer_ids(question, answer) for answer in answers]
+            kept = lm._choice_ids(question, answers)
+            assert lm._choice_ids(question, list(answers)) is kept
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_texts_are_tokenised_as_one_by_one(lms: dict[str, Any], kind: str) -> None:
+    lm = lms[kind]
+    texts = [*QUESTIONS, QUESTIONS[0], "", ANSWERS[0]]
+    assert lm.encode_all(texts) == [lm.encode(text) for text in texts]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_candidate_is_the_one_with_the_likeliest_first_token(lms: dict[str, Any], kind: str) -> None:
     lm = lms[kind]

@@ -33,6 +33,33 @@ def test_contrastive_in_plain_loops() -> None:
     assert found.item() == pytest.approx(sum(rows) / 8, abs=1e-5)
 
 
+def test_contrastive_without_pairs_of_one_thing_in_plain_loops() -> None:
+    visual, text = features(5)
+    sim = losses.query_text_similarity(visual, text).requires_grad_()
+    things = [0, 1, 0, 2, 0]
+    same = torch.tensor([[a == b for b in things] for a in things])
+    found = losses.contrastive(sim, sim.t(), torch.tensor(0.07), left_out=same & ~torch.eye(5, dtype=torch.bool))
+    rows = []
+    for direction in (sim, sim.t()):
+        for i in range(5):
+            counted = [j for j in range(5) if j == i or things[j] != things[i]]
+            rows.append(smoothed(direction[i, counted] / 0.07, counted.index(i)))
+    assert found.item() == pytest.approx(sum(rows) / 10, abs=1e-5)
+    found.backward()
+    assert sim.grad is not None and sim.grad.isfinite().all()
+    assert sim.grad[0, 2] == sim.grad[2, 4] == 0 and sim.grad[0, 1] != 0
+
+
+def test_contrastive_with_nothing_left_out_is_the_plain_one() -> None:
+    visual, text = features(4)
+    sim = losses.query_text_similarity(visual, text)
+    plain = losses.contrastive(sim, sim.t(), torch.tensor(0.07))
+    nothing = losses.contrastive(sim, sim.t(), torch.tensor(0.07), left_out=torch.zeros(4, 4, dtype=torch.bool))
+    torch.testing.assert_close(nothing, plain, atol=1e-6, rtol=1e-6)
+    everything = losses.contrastive(sim, sim.t(), torch.tensor(0.07), left_out=~torch.eye(4, dtype=torch.bool))
+    assert everything.item() == pytest.approx(0.0, abs=1e-6), "a row that is compared with itself alone"
+
+
 def test_soft_targets_spread_over_equal_ids() -> None:
     ids = torch.tensor([7, 7, 3, 5])
     targets = losses.soft_targets(ids[:, None] == ids[None, :])

@@ -293,6 +293,8 @@ def test_classify(regionblip: Any, modality: str) -> None:
     assert torch.equal(regionblip.classify(batch, classnames=names, templates=[published]), logits)
     several = regionblip.classify(batch, classnames=names, templates=["a {}", "the {}"])
     assert several.shape == (4, 3) and not torch.equal(several, logits)
+    classes = regionblip.class_features(batch, names, templates=["a {}", "the {}"])
+    assert torch.equal(regionblip.classify(batch, names, classes=classes), several)
     with pytest.raises(ValueError, match="classnames is empty"):
         regionblip.classify(batch, classnames=[])
 

@@ -74,6 +74,23 @@ def test_an_ensemble_of_prompts_comes_from_the_dataset(tmp_path: Path) -> None:
     assert model.asked["templates"] == ["a {}.", "the {}"]
 
 
+def test_classes_are_encoded_once_per_evaluation(tmp_path: Path) -> None:
+    class Encoder(Classifier):
+        encoded = 0
+
+        def class_features(self, samples: dict[str, Any], classnames: list[str], **options: Any) -> torch.Tensor:
+            self.encoded += 1
+            return torch.full((len(classnames), 2), float(self.encoded))
+
+    task = setup_task(config(tmp_path / "out", task="multimodal_3d_classification"))
+    dataset, model = shapes(tmp_path), Encoder()
+    for evaluation in (1, 2):
+        task.before_evaluation(model=model, dataset=dataset)
+        for index in (0, 1):
+            task.valid_step(model, dataset.collater([dataset[index]]))
+        assert model.encoded == evaluation and model.asked["classes"][0, 0] == evaluation, "weights may have changed in between"
+
+
 def test_what_cannot_be_classified(tmp_path: Path) -> None:
     task = setup_task(config(tmp_path / "out", task="multimodal_3d_classification"))
     plain = FakeDataset("fake", "test", modality="image", size=3)

@@ -69,6 +69,14 @@ class CausalAnswers:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
+    def _choice_ids(self: Any, question: str, answers: list[str]) -> list[list[int]]:
+        """`_answer_ids` of a whole list, which for all questions that end alike is the same: the last list is kept."""
+        ends = "" if not question else " " if question[-1].isspace() else "?"
+        held = self._known_choices.get(ends)
+        if held is None or held[0] != answers:
+            held = self._known_choices[ends] = (list(answers), [self._answer_ids(question, answer) for answer in answers])
+        return held[1]
+
     def answer_loss(self: Any, prefix: Tensor, *, questions: list[str], answers: list[str]) -> TokenLoss:
         """Cross entropy of the answers behind prefix [B, P, H] and questions, which are cut as in generation."""
         starts, seen = self.tokenize(questions, side="right")
@@ -86,7 +94,7 @@ class CausalAnswers:
         """The likeliest of the answers for each row of prefix [B, P, H]. A question is read once, its candidates together."""
         best = []
         for row, question in zip(prefix, questions, strict=True):
-            choices = [self._answer_ids(question, answer) for answer in answers]
+            choices = self._choice_ids(question, answers)
             ids, _ = self.tokenize([question], side="right")
             embeds = torch.cat([row[None].to(self.dtype), self.embed(ids)], dim=1)
             cache: Any = DynamicCache()

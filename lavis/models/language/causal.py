@@ -47,6 +47,7 @@ class CausalLM(CausalAnswers, LanguageModel):
         self._appends_end = not self.is_opt and self.tokenizer("a").input_ids[-1:] == self.end_ids[:1]
         self.prompt_length = len(self.encode(prompt)) if prompt else 0  # leading targets that are masked, the start token too
         parameters = inspect.signature(self.model.forward).parameters
+        self._known_choices: dict[str, tuple[list[str], list[list[int]]]] = {}  # by how questions end: answers and their ids
         self._takes_positions = "position_ids" in parameters and not self.is_opt
         self._takes_logits_to_keep = "logits_to_keep" in parameters
 
@@ -77,15 +78,21 @@ class CausalLM(CausalAnswers, LanguageModel):
         ids = self.tokenizer(text).input_ids
         return ids[:-1] if self._appends_end else ids
 
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of every text; in one call, and equal texts (prompts) once."""
+        different = list(dict.fromkeys(texts))
+        found = dict(zip(different, self.tokenizer(different).input_ids, strict=True))
+        return [found[text][:-1] if self._appends_end else found[text] for text in texts]
+
     def tokenize(self, texts: list[str], *, side: str, truncate: bool = True) -> tuple[Tensor, Tensor]:
         """ids and mask [B, L], padded on `side`, cut to max_txt_len from the right."""
-        return self._pad([self.encode(text) for text in texts], side=side, truncate=truncate)
+        return self._pad(self.encode_all(texts), side=side, truncate=truncate)
 
     def tokenize_targets(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """ids and mask [B, L] of closed texts, padded on the right; a text that is cut to max_txt_len loses its end."""
         if self.is_opt:  # the newline is part of the text, as published
             return self.tokenize([text + NEWLINE for text in texts], side="right")
-        return self._pad([[*self.encode(text), self.end_ids[0]] for text in texts], side="right", truncate=True)
+        return self._pad([[*ids, self.end_ids[0]] for ids in self.encode_all(texts)], side="right", truncate=True)
 
     def _pad(self, encoded: list[list[int]], *, side: str, truncate: bool) -> tuple[Tensor, Tensor]:
         if truncate:
