@@ -1,11 +1,13 @@
-"""Clocks, the machine's rate of matrix products, and what kind of machine it is."""
+"""Clocks, the machine's rate of matrix products, what kind of machine it is, and the memory of a call in a process of its own."""
 
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
 import platform
 import re
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -45,7 +47,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def matrix_rate(dtype: torch.dtype, *, clock: str = "wall", size: int = 2048, repeats: int = 9) -> float:
+def matrix_rate(dtype: torch.dtype, *, clock: str = "wall", size: int = 2048, repeats: int = 5) -> float:
     """GFLOP/s of a product of two square matrices: the median of several."""
     now = CLOCKS[clock]
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
@@ -68,3 +70,32 @@ def alternate(sides: dict[str, Callable[[], object]], *, repeats: int, clock: st
             if round_:
                 seconds[name].append(now() - start)
     return seconds
+
+
+def peak_memory(call: Callable[..., None], *arguments: Any, timeout: float = 300.0) -> float:
+    """MB of resident memory, at most, of a fresh process that runs `call`; RuntimeError where it fails or takes too long.
+
+    Processes are forked from a server that has only imported what `call`'s module imports.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([call.__module__])
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_run_and_tell, args=(send, call, arguments))
+    process.start()
+    send.close()
+    try:
+        if receive.poll(timeout):
+            return float(receive.recv())
+        raise RuntimeError(f"no answer within {timeout:.0f} s")
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the process ended with code {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run_and_tell(send: Any, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    call(*arguments)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    send.send(most / (1e6 if platform.system() == "Darwin" else 1e3))

@@ -26,7 +26,8 @@ from transformers import BertConfig, GPT2Tokenizer, OPTConfig
 from lavis.models import load_model_from_config
 
 MODALITIES = ("image", "image_region", "pointcloud", "pointcloud_region")
-WORDS = 32  # of a text
+WORDS = 32  # of a text, more than fit
+TEXT = 32  # tokens of a text: max_txt_len
 POINTS_OF = {"pointcloud": 8192, "pointcloud_region": 40000}
 ROWS = 8
 EXPRESSIONS = 6  # of one image in a training batch of regions: 8 rows are 6 of one image and 2 of the next
@@ -34,9 +35,10 @@ EXPRESSIONS = 6  # of one image in a training batch of regions: 8 rows are 6 of 
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of a model; `REAL` is what the published implementation was measured at, `SMALL` is for tests."""
+    """Numbers of a model; `MEASURED` is what the published implementation was measured at, `SMALL` is for tests."""
 
     vit: tuple[int, int, int] = (384, 12, 6)  # width, depth, heads
+    vit_ratio: float = 4.0
     image: int = 224
     points: tuple[int, int, int] = (384, 12, 6)
     groups: tuple[int, int] = (512, 32)
@@ -70,7 +72,7 @@ def captions(rows: int, *, vocabulary: int, seed: int) -> list[str]:
     return [" ".join(rng.choices(known, weights, k=WORDS)) for _ in range(rows)]
 
 
-def write_bert(folder: Path, size: Size) -> str:
+def write_bert(folder: Path, size: Size) -> None:
     """A BERT folder without weights, its vocabulary `size.vocabulary` - 1 words ([DEC] is added)."""
     folder.mkdir(parents=True)
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words(size.words)]
@@ -81,10 +83,9 @@ def write_bert(folder: Path, size: Size) -> str:
     BertConfig(
         vocab_size=len(pieces), hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width
     ).save_pretrained(folder)
-    return str(folder)
 
 
-def write_opt(folder: Path, size: Size) -> str:
+def write_opt(folder: Path, size: Size) -> None:
     """An OPT folder without weights, with a byte-level BPE tokenizer that knows the made-up words."""
     folder.mkdir(parents=True)
     bpe = ByteLevelBPETokenizer()
@@ -101,21 +102,26 @@ def write_opt(folder: Path, size: Size) -> str:
         vocab_size=size.vocabulary, hidden_size=width, ffn_dim=4 * width, num_hidden_layers=depth, num_attention_heads=heads,
         word_embed_proj_dim=width, max_position_embeddings=512, bos_token_id=2, eos_token_id=2, pad_token_id=1,
     ).save_pretrained(folder)  # fmt: skip
-    return str(folder)
+
+
+def write_folders(folder: Path, size: Size = MEASURED) -> None:
+    """The Hugging Face folders that a model of `size` is built from."""
+    write_bert(folder / "bert", size)
+    write_opt(folder / "opt", size)
 
 
 def build_model(folder: Path, size: Size = MEASURED) -> Any:
-    """RegionBLIP with an OPT of `size` and random weights, in float32; its Hugging Face folders are written below `folder`.
+    """RegionBLIP with an OPT of `size` and random weights, in float32, over the folders that `write_folders` wrote.
 
     Adapters start with a B of zero; here it is random, so that a wrong adapter would show in the losses.
     """
     vit, points = size.vit, size.points
     config = {
         "arch": "regionblip_opt",
-        "bert_path": write_bert(folder / "bert", size),
-        "opt_model": write_opt(folder / "opt", size),
+        "bert_path": str(folder / "bert"),
+        "opt_model": str(folder / "opt"),
         "qformer": {"input_dim": vit[0], "num_query_token": size.queries},
-        "vit": {"img_size": size.image, "embed_dim": vit[0], "depth": vit[1], "num_heads": vit[2], "mlp_ratio": 4.0},
+        "vit": {"img_size": size.image, "embed_dim": vit[0], "depth": vit[1], "num_heads": vit[2], "mlp_ratio": size.vit_ratio},
         "pointbert": {
             "trans_dim": points[0], "depth": points[1], "num_heads": points[2], "num_group": size.groups[0],
             "group_size": size.groups[1], "encoder_dims": size.encoder_dims,
