@@ -92,10 +92,22 @@ def texts(size: Size, text: int) -> tuple[float, float]:
     return depth * block(text, width), depth * block(text, width, seen=size.queries + text / 2) + head
 
 
+def seq2seq(size: Size, text: int, prompt: int = 4) -> float:
+    """A T5 with gated feed-forwards: queries and a prompt through the encoder, a text and its logits through the decoder."""
+    assert size.t5 is not None
+    width, depth, heads, wide = size.t5
+    inner, read = 64 * heads, size.queries + prompt
+    weights = 4 * width * inner + 3 * width * wide
+    encoder = 2 * read * weights + 4 * read**2 * inner
+    cross = 4 * text * width * inner + 4 * read * width * inner + 4 * text * read * inner
+    decoder = 2 * text * weights + 2 * text**2 * inner + cross
+    return depth * (encoder + decoder) + 2 * text * width * (size.llm_vocabulary or size.vocabulary)
+
+
 def llm(size: Size, length: float, *, logits: float, before: float = 0) -> float:
     """`length` new positions of a causal model behind `before` others, logits at some."""
     width, depth, _ = size.llm
-    return depth * block(length, width, seen=before + length / 2) + 2 * logits * width * size.vocabulary
+    return depth * block(length, width, seen=before + length / 2) + 2 * logits * width * (size.llm_vocabulary or size.vocabulary)
 
 
 def train(size: Size, modality: str, *, text: int, rows: int = 1, inputs: int | None = None, cached: bool = False) -> Work:
@@ -108,13 +120,15 @@ def train(size: Size, modality: str, *, text: int, rows: int = 1, inputs: int | 
     adapter = 2 * tokens_of(size, encoder) * size.points[0] * size.vit[0] if encoder == "pointcloud" else 0.0
     kv, look = projections(size, encoder), queries(size, encoder)
     alone, behind = texts(size, text)
-    language = llm(size, size.queries + 1 + text, logits=text)
+    language = seq2seq(size, text) if size.t5 else llm(size, size.queries + 1 + text, logits=text)
     found = Work(frozen=encoding * done, saved=encoding * (rows - done) + kv * (rows - count))
     if modality == "image":  # nothing learns but heads
         return found + Work(frozen=kv * count + rows * (look + alone + behind + language + 3 * queries(size, encoder, text)))
     if encoder == "image":
         return found + Work(frozen=kv * count, passed=2 * rows * (look + alone + behind + language))
-    return found + Work(trained=2 * adapter * count + 3 * (kv * count + rows * (look + alone + behind)), passed=2 * rows * language)
+    return found + Work(
+        trained=2 * adapter * count + 3 * (kv * count + rows * (look + alone + behind)), passed=2 * rows * language
+    )
 
 
 def caption(
@@ -130,9 +144,7 @@ def caption(
     decode = beams * llm(size, steps, logits=steps, before=prompt)
     kv = projections(size, encoder)
     found = Work(frozen=encoding * done, saved=encoding * (rows - done) + kv * (rows - count))
-    return found + Work(
-        frozen=count * (adapter + kv) + rows * (queries(size, encoder) + llm(size, prompt, logits=1) + decode)
-    )
+    return found + Work(frozen=count * (adapter + kv) + rows * (queries(size, encoder) + llm(size, prompt, logits=1) + decode))
 
 
 def giga(work: Work) -> Work:

@@ -140,16 +140,20 @@ def loading(dataset: Dataset[Any], name: str, config: dict[str, Any], count: int
     return Row({"published": lambda: sum(1 for _ in theirs), "float32": lambda: sum(1 for _ in ours.epoch(0))}, count)
 
 
-def region_loading(folder: Path) -> Row:
-    rows = write_pictures(folder)
-    processors = {"vis_processor": {"train": {"name": "general_box_caption_img_trainval", "image_size": 224}}}
-    config = {
-        **processors, "text_processor": {"train": {"name": "blip_caption"}},
+def region_config(folder: Path, pixels: int) -> dict[str, Any]:
+    """The configuration of `general_box_caption` over what `write_pictures` wrote."""
+    return {
+        "vis_processor": {"train": {"name": "general_box_caption_img_trainval", "image_size": pixels}},
+        "text_processor": {"train": {"name": "blip_caption"}},
         "build_info": {
             "annotations": {"train": {"storage": str(folder / "train.json")}}, "images": {"storage": str(folder / "images")}
         },
     }  # fmt: skip
-    return loading(PublishedRegions(folder / "images", rows), "general_box_caption", config, len(rows))
+
+
+def region_loading(folder: Path) -> Row:
+    rows = write_pictures(folder)
+    return loading(PublishedRegions(folder / "images", rows), "general_box_caption", region_config(folder, 224), len(rows))
 
 
 def cloud_loading(folder: Path) -> Row:

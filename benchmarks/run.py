@@ -67,7 +67,9 @@ def measure_row(row: Row, *, repeats: int, clock: str) -> dict[str, Any]:
     seconds = measure.alternate(row.sides, repeats=repeats, clock=clock)
     ms = {side: statistics.median(values) * 1000 / row.samples for side, values in seconds.items()}
     found |= {side: round(value, 3) for side, value in ms.items()}
-    found["spread"] = {side: round((max(values) - min(values)) / statistics.median(values), 3) for side, values in seconds.items()}
+    found["spread"] = {
+        side: round((max(values) - min(values)) / statistics.median(values), 3) for side, values in seconds.items()
+    }
     found["ratio"] = {dtype: round(ms["published"] / ms[dtype], 2) for dtype in dtypes}
     if row.work is not None:
         gflop = row.work.total / row.samples

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import BertConfig, GPT2Tokenizer, OPTConfig
+from transformers import BertConfig, GPT2Tokenizer, OPTConfig, PreTrainedTokenizerFast, T5Config
 
 from lavis.models import load_model_from_config
 
@@ -46,8 +46,13 @@ class Size:
     qformer: tuple[int, int, int] = (384, 6, 6)
     queries: int = 32
     llm: tuple[int, int, int] = (512, 8, 8)
-    vocabulary: int = 8192
+    vocabulary: int = 8192  # of the Q-Former and the language model
+    llm_vocabulary: int | None = None  # of the language model, where it has another
+    t5: tuple[int, int, int, int] | None = (
+        None  # width, depth of encoder and of decoder, heads of 64, feed-forward; in the place of OPT
+    )
     words: int = 3000
+    spread: float = 0.08  # of random weights: enough for attention that is not uniform, so that an error in it would show
     shrink: int = 1  # clouds have so many times fewer points
 
 
@@ -56,6 +61,11 @@ SMALL = Size(
     vit=(32, 2, 2), image=28, points=(32, 2, 2), groups=(16, 8), encoder_dims=32, qformer=(32, 2, 2), queries=4, llm=(32, 2, 2),
     vocabulary=600, words=40, shrink=64,
 )  # fmt: skip
+REAL = Size(  # EVA-ViT-g, BERT-base, Point-BERT, OPT-2.7B
+    vit=(1408, 39, 16), vit_ratio=4.3637, qformer=(768, 12, 12), llm=(2560, 32, 32), vocabulary=30523, llm_vocabulary=50272,
+    spread=0.02,
+)  # fmt: skip
+T5_XL = (2048, 24, 32, 5120)
 
 
 def words(count: int) -> list[str]:
@@ -81,8 +91,9 @@ def write_bert(folder: Path, size: Size) -> None:
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "tokenizer_class": "BertTokenizer"}')
     width, depth, heads = size.qformer
     BertConfig(
-        vocab_size=len(pieces), hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width
-    ).save_pretrained(folder)
+        vocab_size=len(pieces), hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
+        intermediate_size=4 * width, initializer_range=size.spread,
+    ).save_pretrained(folder)  # fmt: skip
 
 
 def write_opt(folder: Path, size: Size) -> None:
@@ -91,7 +102,7 @@ def write_opt(folder: Path, size: Size) -> None:
     bpe = ByteLevelBPETokenizer()
     texts = [" " + word for word in words(size.words)]
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    bpe.train_from_iterator(texts, vocab_size=size.vocabulary, min_frequency=1, special_tokens=specials)
+    bpe.train_from_iterator(texts, vocab_size=min(size.vocabulary, 8192), min_frequency=1, special_tokens=specials)
     bpe.save_model(str(folder))
     tokenizer = GPT2Tokenizer.from_pretrained(
         folder, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>", add_bos_token=True
@@ -99,27 +110,49 @@ def write_opt(folder: Path, size: Size) -> None:
     tokenizer.save_pretrained(folder)
     width, depth, heads = size.llm
     OPTConfig(
-        vocab_size=size.vocabulary, hidden_size=width, ffn_dim=4 * width, num_hidden_layers=depth, num_attention_heads=heads,
-        word_embed_proj_dim=width, max_position_embeddings=512, bos_token_id=2, eos_token_id=2, pad_token_id=1,
+        vocab_size=size.llm_vocabulary or size.vocabulary, hidden_size=width, ffn_dim=4 * width, num_hidden_layers=depth,
+        num_attention_heads=heads, word_embed_proj_dim=width, max_position_embeddings=512, bos_token_id=2, eos_token_id=2,
+        pad_token_id=1, init_std=size.spread,
     ).save_pretrained(folder)  # fmt: skip
+
+
+def write_t5(folder: Path, size: Size) -> None:
+    """A Flan-T5 folder without weights, its tokenizer of whole words."""
+    assert size.t5 is not None
+    folder.mkdir(parents=True)
+    known = ["<pad>", "</s>", "<unk>", *words(size.words)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>").save_pretrained(
+        folder
+    )
+    width, depth, heads, wide = size.t5
+    settings: dict[str, Any] = {
+        "vocab_size": size.llm_vocabulary or size.vocabulary, "d_model": width, "d_kv": 64, "d_ff": wide, "num_layers": depth,
+        "num_heads": heads, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "pad_token_id": 0,
+        "eos_token_id": 1, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    T5Config(**settings).save_pretrained(folder)
 
 
 def write_folders(folder: Path, size: Size = MEASURED) -> None:
     """The Hugging Face folders that a model of `size` is built from."""
     write_bert(folder / "bert", size)
-    write_opt(folder / "opt", size)
+    (write_t5 if size.t5 else write_opt)(folder / "llm", size)
 
 
 def build_model(folder: Path, size: Size = MEASURED) -> Any:
-    """RegionBLIP with an OPT of `size` and random weights, in float32, over the folders that `write_folders` wrote.
+    """RegionBLIP of `size` with random weights, over the folders that `write_folders` wrote; in float32 unless it is built for a
+    GPU.
 
     Adapters start with a B of zero; here it is random, so that a wrong adapter would show in the losses.
     """
     vit, points = size.vit, size.points
     config = {
-        "arch": "regionblip_opt",
+        "arch": "regionblip_t5" if size.t5 else "regionblip_opt",
         "bert_path": str(folder / "bert"),
-        "opt_model": str(folder / "opt"),
+        "t5_model" if size.t5 else "opt_model": str(folder / "llm"),
         "qformer": {"input_dim": vit[0], "num_query_token": size.queries},
         "vit": {"img_size": size.image, "embed_dim": vit[0], "depth": vit[1], "num_heads": vit[2], "mlp_ratio": size.vit_ratio},
         "pointbert": {
@@ -134,7 +167,7 @@ def build_model(folder: Path, size: Size = MEASURED) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
-                parameter.normal_(std=0.05)
+                parameter.normal_(std=0.5)
     return model
 
 

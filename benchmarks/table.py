@@ -1,6 +1,6 @@
 """The table of README.md from results.json.
 
-    python -m benchmarks.table [--results benchmarks/results.json] [--readme README.md]
+python -m benchmarks.table [--results benchmarks/results.json] [--readme README.md]
 """
 
 from __future__ import annotations

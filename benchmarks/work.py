@@ -57,8 +57,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a training or caption row is of; `inputs`: rows share so many pictures or clouds; `cached`: the ViT's tokens are given;
-    `alone`: the published way takes the rows one at a time."""
+    """What a training or caption row is of; `inputs`: rows share so many pictures or clouds; `cached`: the ViT's tokens are
+    given; `alone`: the published way takes the rows one at a time."""
 
     kind: str  # "train" or "caption"
     modality: str
@@ -116,7 +116,7 @@ class Bench:
         return (self.with_features(samples) if spec.cached else samples), copied
 
     def with_features(self, samples: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the ViT's tokens [I, T, C] in the place of pictures; NotYetError where the model reads pictures alone."""
+        """The batch with the ViT's tokens [I, T, C] in the place of pictures; NotYetError where the model wants pictures."""
         with torch.no_grad():
             self.mode(False)
             made = {FEATURES: self.model.vit_tokens(samples["image"]), **{k: v for k, v in samples.items() if k != "image"}}

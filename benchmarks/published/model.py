@@ -111,8 +111,8 @@ class Published:
         image_weights, text_weights = F.softmax(sim_t2i, dim=1) + FLOOR, F.softmax(sim_i2t, dim=1) + FLOOR
         image_weights.fill_diagonal_(0)
         text_weights.fill_diagonal_(0)
-        images = torch.stack([tokens[torch.multinomial(image_weights[row], 1).item()] for row in range(rows)])
-        others = [torch.multinomial(text_weights[row], 1).item() for row in range(rows)]
+        images = torch.stack([tokens[int(torch.multinomial(image_weights[row], 1).item())] for row in range(rows)])
+        others = [int(torch.multinomial(text_weights[row], 1).item()) for row in range(rows)]
         negative_ids, negative_mask = torch.stack([ids[row] for row in others]), torch.stack([mask[row] for row in others])
         queries = self.w["branches.image.query_tokens"].expand(3 * rows, -1, -1)
         seen = torch.cat([torch.ones(queries.shape[:2], dtype=torch.long), torch.cat([mask, mask, negative_mask])], dim=1)
