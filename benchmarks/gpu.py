@@ -14,8 +14,9 @@ in bf16, what is trained in float32 under bf16 autocast. Measured:
     captions         beam-5 captions of regions at 364 pixels
 
 MFU is the work that has to be done (`flops.py`) per second over the device's dense bf16 peak; `of_matmul` is of the rate of a
-large matrix product, measured. What is frozen counts forward only, what gradients pass through twice, what is trained three times, and
-what sharing or a cache saves is listed apart and counts nowhere. Every loss is looked at: `not_finite` counts those that are not.
+large matrix product, measured. What is frozen counts forward only, what gradients pass through twice, what is trained three
+times, and what sharing or a cache saves is listed apart and counts nowhere. Every loss is looked at: `not_finite` counts those
+that are not.
 """
 
 from __future__ import annotations

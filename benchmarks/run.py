@@ -11,7 +11,8 @@ to be done (`flops.py`) per second, of that rate. Memory is the most that a proc
 
 A ratio counts where both sides compute the same (losses, captions, groups: `difference`) and the published side takes the listed
 milliseconds of the published implementation, scaled from the rate that its machine had (308 GFLOP/s) to this one's, give or take
-15 %. Otherwise the row says why not. Where nothing is listed only the first is asked. A row that fails says so; the others go on.
+15 %. Otherwise the row says why not. Where nothing is listed only the first is asked, and neither of loading data and
+checkpoints. A row that fails says so; the others go on.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     logging.getLogger("lavis").setLevel(logging.ERROR)
     size = sizes.SMALL if given.small else sizes.MEASURED
+    if given.readme:
+        table.between(given.readme.read_text())  # an error now, not after all the work
     began = time.perf_counter()
     results: dict[str, Any] = {"machine": measure.machine(), "clock": given.clock, "repeats": given.repeats, "rows": {}}
     rates = {dtype: [measure.matrix_rate(DTYPES[dtype], clock=given.clock)] for dtype in given.dtype}

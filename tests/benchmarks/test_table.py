@@ -29,7 +29,7 @@ RESULTS: dict[str, Any] = {
 def test_the_readme_has_the_table_of_the_results() -> None:
     readme = run.README.read_text()
     if not run.RESULTS.exists():  # before the first run there is neither
-        assert table.BEGIN not in readme
+        assert table.BEGIN not in readme or not readme[slice(*table.between(readme))].strip()
         return
     begin, end = table.between(readme)
     assert readme[begin:end].strip() == table.render(json.loads(run.RESULTS.read_text())).strip()
