@@ -1,4 +1,4 @@
-"""The profile adds up and leaves nothing behind; the run of real sizes goes through at toy sizes."""
+"""The profile (`parts.py`) adds up and leaves nothing behind; the run of real sizes goes through at toy sizes."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, profile
+from benchmarks import gpu, parts
 
 
 def test_a_part_does_not_count_what_is_watched_within() -> None:
     time = iter([0.0, 1.0, 4.0, 9.0])
-    parts = profile.Parts(lambda: next(time))
+    watch = parts.Parts(lambda: next(time))
     thing: Any = SimpleNamespace(inner=lambda: "done")
     original = thing.inner
-    parts.around(thing, "inner", "inner")
-    parts.around(thing, "absent", "absent")
-    with parts.part("outer"):
+    watch.around(thing, "inner", "inner")
+    watch.around(thing, "absent", "absent")
+    with watch.part("outer"):
         assert thing.inner() == "done"
-    assert dict(parts.spent) == {"inner": 3.0, "outer": 6.0}
-    parts.restore()
+    assert dict(watch.spent) == {"inner": 3.0, "outer": 6.0}
+    watch.restore()
     assert thing.inner is original
 
 
 def test_a_method_of_a_class_comes_back() -> None:
-    parts, tensor = profile.Parts(lambda: 0.0), torch.zeros(())
+    watch, tensor = parts.Parts(lambda: 0.0), torch.zeros(())
     before = torch.Tensor.backward
-    parts.around(torch.Tensor, "backward", "backward")
+    watch.around(torch.Tensor, "backward", "backward")
     assert torch.Tensor.backward is not before
-    parts.restore()
+    watch.restore()
     assert torch.Tensor.backward is before and tensor.backward.__func__ is before
 
 
 def test_the_table_lists_every_part() -> None:
-    lines = profile.show({"published": {"ViT": 3.0, "backward": 1.0}, "float32": {"ViT": 1.0, "optimizer": 1.0}}).splitlines()
+    lines = parts.show({"published": {"ViT": 3.0, "backward": 1.0}, "float32": {"ViT": 1.0, "optimizer": 1.0}}).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["ViT", "backward", "optimizer", "all"]
     assert "75.0%" in lines[1] and "50.0%" in lines[1]
 
 
 @pytest.mark.slow
 def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
-    profile.main(["--small", "--calls", "1", "--work", "train_pointcloud", "caption_image"])
+    parts.main(["--small", "--calls", "1", "--work", "train_pointcloud", "caption_image"])
     said = capsys.readouterr().out
     for part in ("mini-PointNet", "sampling and grouping", "backward", "optimizer", "beams", "ViT", "Q-Former query_pass"):
         assert part in said

@@ -1,6 +1,6 @@
-"""Where the time of a row goes, part by part, on both sides.
+"""A profile: where the time of a row goes, part by part, on both sides.
 
-    python -m benchmarks.profile --work train_image_region [--dtype float32] [--calls 3] [--clock cpu] [--small]
+    python -m benchmarks.parts --work train_image_region [--dtype float32] [--calls 3] [--clock cpu] [--small]
 
 A part's time is its own: what another part of the list took within it is taken off. Backward and the optimizer are parts too.
 """
