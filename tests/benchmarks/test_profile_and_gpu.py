@@ -54,7 +54,7 @@ def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
 def test_real_sizes_at_toy_size(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
     gpu.main(
-        ["--device", "cpu", "--toy", "--rows", "8", "--steps", "1", "--warm", "1", "--workers", "0", "--output", str(output)]
+        ["--device", "cpu", "--toy", "--rows", "8", "--steps", "4", "--warm", "1", "--workers", "0", "--output", str(output)]
     )
     found = json.loads(output.read_text())
     for kind in ("opt", "t5"):
