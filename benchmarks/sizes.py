@@ -59,7 +59,7 @@ class Size:
 MEASURED = Size()
 SMALL = Size(
     vit=(32, 2, 2), image=28, points=(32, 2, 2), groups=(16, 8), encoder_dims=32, qformer=(32, 2, 2), queries=4, llm=(32, 2, 2),
-    vocabulary=600, words=40, shrink=64,
+    vocabulary=500, words=40, shrink=64,
 )  # fmt: skip
 REAL = Size(  # EVA-ViT-g, BERT-base, Point-BERT, OPT-2.7B
     vit=(1408, 39, 16), vit_ratio=4.3637, qformer=(768, 12, 12), llm=(2560, 32, 32), vocabulary=30523, llm_vocabulary=50272,
@@ -71,8 +71,8 @@ T5_XL = (2048, 24, 32, 5120)
 def words(count: int) -> list[str]:
     """Made-up words, the shortest first."""
     syllables = ["".join(pair) for pair in itertools.product("bdfgklmnprst", "aeiou")]
-    found = itertools.chain(syllables, ("".join(pair) for pair in itertools.product(syllables, syllables)))
-    return list(itertools.islice(found, count))
+    longer = (itertools.product(syllables, repeat=length) for length in (1, 2, 3))
+    return ["".join(parts) for parts in itertools.islice(itertools.chain(*longer), count)]
 
 
 def captions(rows: int, *, vocabulary: int, seed: int) -> list[str]:
@@ -100,7 +100,7 @@ def write_opt(folder: Path, size: Size) -> None:
     """An OPT folder without weights, with a byte-level BPE tokenizer that knows the made-up words."""
     folder.mkdir(parents=True)
     bpe = ByteLevelBPETokenizer()
-    texts = [" " + word for word in words(size.words)]
+    texts = [" " + word for word in words(8 * size.words)]  # more than captions use: every id has a text
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     bpe.train_from_iterator(texts, vocab_size=min(size.vocabulary, 8192), min_frequency=1, special_tokens=specials)
     bpe.save_model(str(folder))
