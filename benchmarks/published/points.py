@@ -23,8 +23,7 @@ def farthest_points(xyz: Tensor, picks: int, start: Tensor) -> Tensor:
         chosen[:, i] = farthest
         centre = xyz[rows, farthest, :].view(clouds, 1, 3)
         found = torch.sum((xyz - centre) ** 2, -1)
-        closer = found < distance
-        distance[closer] = found[closer]
+        distance = torch.min(distance, found)
         farthest = torch.max(distance, -1)[1]
     return chosen
 

@@ -13,11 +13,12 @@ from benchmarks.published.weights import Weights
 
 
 def attention(w: Weights, x: Tensor, bias: Tensor | None, heads: int) -> Tensor:
-    """x [B, T, C] -> [B, T, C]"""
+    """x [B, T, C] -> [B, T, C]. The EVA-ViT, which has a bias, scales its queries; Point-BERT, which has none, all scores."""
     rows, tokens, width = x.shape
     qkv = F.linear(x, w["qkv.weight"], bias).reshape(rows, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = qkv[0], qkv[1], qkv[2]
-    scores = (q * (width // heads) ** -0.5) @ k.transpose(-2, -1)
+    scale = (width // heads) ** -0.5
+    scores = (q @ k.transpose(-2, -1)) * scale if bias is None else (q * scale) @ k.transpose(-2, -1)
     mixed = (scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(rows, tokens, width)
     return w.linear(mixed, "proj")
 
