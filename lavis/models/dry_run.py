@@ -26,7 +26,10 @@ from lavis.models.public_sizes import BERT, LLMS, bert_stand_in, llm_stand_in, s
 
 POINTS = 8192  # of a cloud; groups are what counts behind the sampling
 # what autocast computes in low precision, and what in float32 (torch.amp, "CUDA Op-Specific Behavior")
-LOW = {F.linear, F.conv1d, F.conv2d, F.scaled_dot_product_attention, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__}
+LOW = {
+    F.linear, F.conv1d, F.conv2d, F.scaled_dot_product_attention,
+    torch.matmul, torch.bmm, torch.addmm, Tensor.matmul, Tensor.__matmul__,
+}  # fmt: skip
 FULL = {
     F.layer_norm, F.softmax, F.log_softmax, F.cross_entropy, torch.softmax, Tensor.softmax, torch.log_softmax,
     Tensor.log_softmax, torch.pow, Tensor.pow, F.normalize,

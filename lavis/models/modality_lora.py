@@ -98,9 +98,10 @@ class ModalityLinear(nn.Linear, loralib.LoRALayer):
             raise RuntimeError("an adapted layer was called outside a route: wrap the call in `with router.route(modality):`")
         y = F.linear(x, self.weight, self.bias)
         a, b = self.lora_A[modality], self.lora_B[modality]
-        x = x.to(a.dtype) if autocast_of(x.device) is None else x  # autocast does its own conversions
-        delta = F.linear(F.linear(x, a), b) * self.scaling
-        return y + delta.to(y.dtype)
+        if autocast_of(x.device) is None and x.dtype != a.dtype:  # a base in low precision, adapters in float32
+            return y + (F.linear(F.linear(x.to(a.dtype), a), b) * self.scaling).to(y.dtype)
+        narrow = F.linear(x, a).flatten(0, -2)
+        return torch.addmm(y.flatten(0, -2), narrow, b.t(), alpha=self.scaling).view(y.shape)
 
     @torch.no_grad()
     def merged_linear(self, modality: str) -> nn.Linear:

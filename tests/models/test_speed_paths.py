@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from lavis.common.precision import building_for, frozen_dtype, lowered
 from lavis.models import load_model_from_config
 from lavis.models.attention import attend
-from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, beam
+from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, beam, causal
+from lavis.models.language.steps import RowStep, TreeStep
 from tests import tiny
 
 ROWS, BEAMS = 7, 3
@@ -46,15 +47,22 @@ def without_cache(lm: Any, prefix: torch.Tensor, prompts: list[str]) -> Any:
             seen = torch.cat([mask[rows], torch.ones(len(rows), tokens.shape[1] - 1, dtype=torch.long)], dim=1)
             both = torch.cat([embeds[rows], lm.embed(tokens[:, 1:])], dim=1)
             place = (seen.cumsum(dim=1) - 1).clamp(min=0)
-            extra = {"position_ids": place} if lm._takes_positions else {}
+            extra = {"position_ids": place} if lm.places_tokens and not lm.is_opt else {}
             return lm.model(inputs_embeds=both, attention_mask=seen, use_cache=False, **extra).logits[:, -1]
 
     return step
 
 
-@pytest.mark.parametrize("kind", ["opt", "llama", "t5"])
-def test_beams_say_what_they_say_without_any_cache(lms: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = lms[kind]
+@pytest.mark.parametrize(
+    ("kind", "side_by_side"), [("opt", True), ("llama", True), ("opt", False), ("llama", False), ("t5", False)]
+)
+def test_beams_say_what_they_say_without_any_cache(
+    lms: dict[str, Any], kind: str, side_by_side: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = copy.copy(lms[kind])
+    if kind != "t5":
+        assert lm.places_tokens
+        monkeypatch.setattr(causal, "TreeStep", TreeStep if side_by_side else RowStep)
     prefix = 3 * torch.randn(ROWS, 4, lm.width, generator=torch.Generator().manual_seed(3))
     prompts = ["a photo of", "", "a red square on the left", "a", "two green", "a blue circle", ""]
     decoding = Decoding(num_beams=BEAMS, max_length=14, min_length=2)
@@ -63,13 +71,13 @@ def test_beams_say_what_they_say_without_any_cache(lms: dict[str, Any], kind: st
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = plain(self, *args, **kwargs)
-        sizes.append(len(out.logits))
+        sizes.append(out.logits.shape[:2].numel())
         return out
 
     monkeypatch.setattr(type(lm.model), "forward", counted)
     ours = lm.decode(prefix, prompts=prompts, decoding=decoding)
     monkeypatch.undo()
-    assert sizes[0] == ROWS and max(sizes) == ROWS * BEAMS
+    assert sizes[0] >= ROWS and max(sizes[1:]) == ROWS * BEAMS
     monkeypatch.setattr(beam, "KEEP_UP_TO", 0.0)
     start = ours.sequences[0, 0].item()
     eos = lm.end_ids if hasattr(lm, "end_ids") else [lm.model.config.eos_token_id]

@@ -23,7 +23,7 @@ from lavis.common.errors import ConfigError
 from lavis.models.language import beam
 from lavis.models.language.answers import CausalAnswers
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
-from lavis.models.language.beam_cache import BeamCache
+from lavis.models.language.steps import RowStep, TreeStep
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
 
 NEWLINE = "\n"
@@ -48,7 +48,7 @@ class CausalLM(CausalAnswers, LanguageModel):
         self.prompt_length = len(self.encode(prompt)) if prompt else 0  # leading targets that are masked, the start token too
         parameters = inspect.signature(self.model.forward).parameters
         self._known_choices: dict[str, tuple[list[str], list[list[int]]]] = {}  # by how questions end: answers and their ids
-        self._takes_positions = "position_ids" in parameters and not self.is_opt
+        self.places_tokens = "position_ids" in parameters  # whether the model lets a caller say where tokens stand
         self._takes_logits_to_keep = "logits_to_keep" in parameters
 
     def _find_end_ids(self, source: str) -> list[int]:
@@ -149,8 +149,9 @@ class CausalLM(CausalAnswers, LanguageModel):
         embeds, seen = self.prompt_inputs(prefix, prompts)
         copies = decoding.num_captions if decoding.use_nucleus_sampling else decoding.num_beams
         budget = decoding.max_length if decoding.max_new_tokens is None else decoding.max_new_tokens + 1
+        step = TreeStep if self.places_tokens else RowStep
         return beam.decode(
-            _CachedStep(self, embeds, seen, copies, room=budget),
+            step(self, embeds, seen, copies, room=budget),
             rows=len(prefix),
             start=self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end_ids[0],
             eos=self.end_ids,
@@ -161,35 +162,3 @@ class CausalLM(CausalAnswers, LanguageModel):
             start_is_text=self.is_opt,
             sharded=is_sharded(self.model),
         )
-
-
-class _CachedStep:
-    """One decoding step with a key-value cache: the prompt is read once per row and then repeated for its beams."""
-
-    def __init__(self, lm: CausalLM, embeds: Tensor, mask: Tensor, copies: int, *, room: int) -> None:
-        self.lm, self.embeds, self.mask, self.copies = lm, embeds, mask, copies
-        self.cache = BeamCache(room)
-
-    def __call__(self, tokens: Tensor, origin: Tensor | None) -> Tensor:
-        if tokens.shape[1] == 1:
-            logits = self._forward(inputs_embeds=self.embeds)
-            self.cache.spread(self.copies)
-            self.mask = self.mask.repeat_interleave(self.copies, dim=0)
-            return logits.repeat_interleave(self.copies, dim=0)
-        if origin is not None and len(origin) == len(self.mask):
-            self.cache.reorder(origin)  # beams move within their row, so the mask stays
-        elif origin is not None:
-            self.cache.keep(origin)
-            self.mask = self.mask[origin]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        return self._forward(input_ids=tokens[:, -1:])
-
-    def _forward(self, **inputs: Tensor) -> Tensor:
-        extra: dict[str, Any] = {}
-        if self.lm._takes_positions:
-            new = next(iter(inputs.values())).shape[1]
-            extra["position_ids"] = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
-        if self.lm._takes_logits_to_keep:
-            extra["logits_to_keep"] = 1
-        out = self.lm.model(**inputs, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra)
-        return out.logits[:, -1]
