@@ -68,7 +68,7 @@ class Parts:
 
 
 def watch_ours(parts: Parts, bench: Bench, dtype: str) -> None:
-    model = bench.model
+    model = bench.ours(dtype)
     parts.around(model.visual_encoder, "forward", "ViT")
     parts.around(point_bert, "group_points", "sampling and grouping")
     parts.around(model.point_encoder.encoder, "forward", "mini-PointNet")
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     size = sizes.SMALL if given.small else sizes.MEASURED
     with tempfile.TemporaryDirectory() as folder:
         sizes.write_folders(Path(folder), size)
-        bench = Bench(sizes.build_model(Path(folder), size), size)
+        bench = Bench(Path(folder), size)
     for name in given.work:
         found = profile(bench, name, given.dtype, calls=given.calls, clock=given.clock)
         print(f"{name}, {given.dtype}\n{show(found)}\n", flush=True)

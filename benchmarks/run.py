@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes.write_folders(folder, size)
-        bench = Bench(sizes.build_model(folder, size), size)
+        bench = Bench(folder, size)
         makers: dict[str, Callable[[Sequence[str]], Row]] = {spec: partial(bench.row, spec) for spec in SPECS}
         for spec, make in {**makers, **others.rows(bench, folder)}.items():
             if given.only and not any(part in spec for part in given.only):

@@ -142,9 +142,9 @@ def write_folders(folder: Path, size: Size = MEASURED) -> None:
     (write_t5 if size.t5 else write_opt)(folder / "llm", size)
 
 
-def build_model(folder: Path, size: Size = MEASURED) -> Any:
+def build_model(folder: Path, size: Size = MEASURED, *, autocast: torch.dtype = torch.float32) -> Any:
     """RegionBLIP of `size` with random weights, over the folders that `write_folders` wrote; in float32 unless it is built for a
-    GPU.
+    GPU, or for an autocast.
 
     Adapters start with a B of zero; here it is random, so that a wrong adapter would show in the losses.
     """
@@ -163,7 +163,7 @@ def build_model(folder: Path, size: Size = MEASURED) -> Any:
         "allow_random_init": True,
     }  # fmt: skip
     torch.manual_seed(0)
-    model = load_model_from_config(OmegaConf.create(config))
+    model = load_model_from_config(OmegaConf.create(config), autocast=autocast)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:

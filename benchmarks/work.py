@@ -87,24 +87,36 @@ SPECS = {
 
 
 class Bench:
-    """Our model, and the same computed the published way over a copy; with one `side` alone, over the model itself."""
+    """Our model, and the same computed the published way over a copy; with one `side` alone, over the model itself.
 
-    def __init__(self, model: Any, size: sizes.Size, *, side: str | None = None) -> None:
-        self.model, self.size = model, size
-        self.published = Published(model if side else copy.deepcopy(model))
+    In bf16 our model is one that was built for it, as the runner does, with the same weights. `folder`: of `sizes.write_folders`.
+    """
+
+    def __init__(self, folder: Path, size: sizes.Size, *, side: str | None = None) -> None:
+        self.folder, self.size = folder, size
+        self.model = sizes.build_model(folder, size, autocast=DTYPES.get(side or "", torch.float32))
+        self.models = {side if side in DTYPES else "float32": self.model}
+        self.published = Published(self.model if side else copy.deepcopy(self.model))
         self.theirs = PublishedStep(self.published)
         self.steps: dict[str, TrainStep] = {}
 
+    def ours(self, dtype: str) -> Any:
+        """Our model for a type of autocast."""
+        if dtype not in self.models:
+            self.models[dtype] = sizes.build_model(self.folder, self.size, autocast=DTYPES[dtype])
+            self.models[dtype].load_state_dict(self.model.state_dict())
+        return self.models[dtype]
+
     def mode(self, training: bool) -> None:
         clear_step()
-        for model in (self.model, self.published.model):
+        for model in (*self.models.values(), self.published.model):
             model.train(training)
 
     def step(self, dtype: str) -> TrainStep:
         """A training step of ours that computes in `dtype`."""
         if dtype not in self.steps:
             cfg = SimpleNamespace(**RUN, amp_dtype=None if dtype == "float32" else dtype)
-            self.steps[dtype] = TrainStep(build_optimizer(self.model, cfg), run_cfg=cfg, device=CPU)
+            self.steps[dtype] = TrainStep(build_optimizer(self.ours(dtype), cfg), run_cfg=cfg, device=CPU)
         return self.steps[dtype]
 
     def batch(self, spec: Spec) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -148,25 +160,24 @@ class Bench:
     def train(self, spec: Spec, dtypes: Sequence[str]) -> dict[str, Callable[[], object]]:
         """A training step of the batch: forward, backward, update."""
         samples, copied = self.batch(spec)
+        steps = {dtype: self.step(dtype) for dtype in dtypes}
         self.mode(True)
 
-        def ours(step: TrainStep) -> object:
-            return step(lambda: self.model(samples), step=0, window=1, update=True)
+        def ours(dtype: str) -> object:
+            return steps[dtype](lambda: self.models[dtype](samples), step=0, window=1, update=True)
 
-        return {
-            "published": lambda: self.theirs(copied),
-            **{dtype: functools.partial(ours, self.step(dtype)) for dtype in dtypes},
-        }
+        return {"published": lambda: self.theirs(copied), **{dtype: functools.partial(ours, dtype) for dtype in dtypes}}
 
     def loss_difference(self, spec: Spec, dtype: str) -> float:
         """Largest relative difference of a loss, without dropout, from the same weights and draws."""
         samples, copied = self.batch(spec)
+        model = self.ours(dtype)
         self.mode(False)
-        self.published.model.load_state_dict(self.model.state_dict())
+        self.published.model.load_state_dict(model.state_dict())
         with torch.no_grad():
             torch.manual_seed(1)
             with autocast(DTYPES[dtype], CPU):
-                ours = self.model(samples)
+                ours = model(samples)
             torch.manual_seed(1)
             theirs = self.published(copied)
         self.mode(True)
@@ -177,16 +188,17 @@ class Bench:
         """Beam-5 captions of a batch: in one call of ours, in one call or one row at a time the published way."""
         samples, copied = self.batch(spec)
         calls = [one(copied, row) for row in range(spec.rows)] if spec.alone else [copied]
+        models = {dtype: self.ours(dtype) for dtype in dtypes}
         self.mode(False)
 
-        def ours(dtype: torch.dtype) -> object:
-            with autocast(dtype, CPU):
-                return self.model.generate(samples, **CAPTION)
+        def ours(dtype: str) -> object:
+            with autocast(DTYPES[dtype], CPU):
+                return models[dtype].generate(samples, **CAPTION)
 
         def theirs() -> object:
             return [text for call in calls for text in self.published.generate(call, **CAPTION)]
 
-        return {"published": theirs, **{dtype: functools.partial(ours, DTYPES[dtype]) for dtype in dtypes}}
+        return {"published": theirs, **{dtype: functools.partial(ours, dtype) for dtype in dtypes}}
 
     def caption_difference(self, call: Callable[[], Any], expected: Callable[[], Any]) -> float:
         """The share of captions that differ, from the same weights."""
@@ -199,7 +211,7 @@ def call_once(folder: str, size: sizes.Size, name: str, side: str) -> None:
     """A side of a row over a model of its own, built from the folders below `folder`: one call, in training two, since AdamW's
     moments are there from the second on."""
     logging.getLogger("lavis").setLevel(logging.ERROR)
-    bench = Bench(sizes.build_model(Path(folder), size), size, side=side)
+    bench = Bench(Path(folder), size, side=side)
     call = bench.row(name, [] if side == "published" else [side]).sides[side]
     for _ in range(2 if SPECS[name].kind == "train" else 1):
         call()

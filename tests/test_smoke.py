@@ -1,7 +1,8 @@
 """The smoke run gives the losses that it gave before.
 
-Bitwise where torch, processor and threads are those of the recording; within 1e-4 where only the machine differs. Another torch
-may draw other hard negatives from the same seed; there what contains ITM is not compared, and the rest within 2 %.
+Bitwise where torch, Pillow, processor and threads are those of the recording; within 1e-4 where only the machine differs. Another
+torch may draw other hard negatives from the same seed; there what contains ITM is not compared, and the rest within 2 %. Another
+Pillow makes other pictures (12.3 and 13.0 differ by up to 4 %, in a gradient norm); there 10 % are allowed.
 
 To record again after a change that is meant to alter them: RECORD_SMOKE=1 python -m pytest tests/test_smoke.py, and say in the
 commit by how much and why.
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import PIL
 import pytest
 import torch
 import transformers
@@ -25,7 +27,7 @@ from lavis.datasets.quickstart import generate
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = Path(__file__).parent / "fixtures" / "smoke_log.jsonl"
-TOLERANCE, OTHER_TORCH = 1e-4, 2e-2
+TOLERANCE, OTHER_TORCH, OTHER_PILLOW = 1e-4, 2e-2, 1e-1
 
 
 def machine() -> dict[str, Any]:
@@ -33,6 +35,7 @@ def machine() -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "pillow": PIL.__version__,  # it draws, compresses and resizes the pictures
         "capability": torch.backends.cpu.get_cpu_capability(),
         "processor": platform.machine(),
         "threads": 1,
@@ -62,7 +65,8 @@ def test_smoke_run_gives_the_expected_log(tmp_path: Path) -> None:
     assert {line["modality"] for line in found} == {"image", "image_region"}
     exact = header["machine"] == machine()
     same_torch = header["machine"]["torch"] == torch.__version__
-    tolerance = TOLERANCE if same_torch else OTHER_TORCH
+    same_pictures = header["machine"]["pillow"] == PIL.__version__
+    tolerance = (TOLERANCE if same_torch else OTHER_TORCH) if same_pictures else OTHER_PILLOW
     for line, before in zip(found, expected, strict=True):
         assert line.keys() == before.keys()
         for key, value in before.items():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from typing import Any
 
 import torch
 from torch import Tensor
