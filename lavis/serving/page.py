@@ -1,4 +1,4 @@
-"""The page: two tabs of gradio parts around two hand-written views (static/), every button a queued event.
+"""The page: two tabs of gradio parts around two hand-written views (static/); every button is a request that waits for its turn.
 
 A view sends {n, source, ...} as its value and watches its property `reply`; n tells which request is answered. `source` names
 an opened file: {"path", "name"} of an upload, or {"example"}. Whatever can be refused is told in one line, never as a traceback.
@@ -27,9 +27,9 @@ from lavis.serving.uploads import MEGABYTES, check_boxes, check_question, read_p
 
 logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-MODEL: dict[str, Any] = {**QUIET, "concurrency_id": "model", "concurrency_limit": 1}
-FILES: dict[str, Any] = {**QUIET, "concurrency_id": "files", "concurrency_limit": 2}
+# Not gradio's queue: its stream of answers may close on a request that is just being made, which then is never answered.
+# Requests wait at the desk.
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 FAILED = "The server failed on this request; its log says more."
 AXES = ("x", "y", "z")
 STEPS = 400  # of a slider
@@ -64,7 +64,6 @@ def build_page(desk: Desk, examples: Sequence[Example]) -> gr.Blocks:
             with gr.Tab("Point cloud"):
                 cloud_tab(desk, files)
         gr.HTML(payloads.footer(), apply_default_css=False, js_on_load=None)
-    page.queue(max_size=desk.places, default_concurrency_limit=2)
     return page
 
 
@@ -203,11 +202,11 @@ def picture_tab(desk: Desk, files: Files) -> None:
             return captioner.ask(image, words, box)
 
     picture.open(None, None, [whole, answer], js=emptied(2), **QUIET)
-    opened = picture.open(replied(open_picture), picture, picture, trigger_mode="multiple", **FILES)
+    opened = picture.open(replied(open_picture), picture, picture, trigger_mode="multiple", **QUIET)
     opened.failure(None, js=failure("picture"))
-    regions = picture.regions(replied(caption_regions), picture, picture, trigger_mode="multiple", **MODEL)
+    regions = picture.regions(replied(caption_regions), picture, picture, trigger_mode="multiple", **QUIET)
     regions.failure(None, js=failure("picture"))
-    shown = {**MODEL, "show_progress": "minimal"}
+    shown = {**QUIET, "show_progress": "minimal"}
     caption.click(told(caption_image), picture, whole, **shown)
     gr.on([ask.click, question.submit], told(answer_question), [picture, question], answer, **shown)
 
@@ -258,15 +257,15 @@ def cloud_tab(desk: Desk, files: Files) -> None:
         return text, gr.HTML(named={"box": boxes[0], "text": text})
 
     cloud.open(None, None, [whole, region], js=emptied(2), **QUIET)
-    opened = cloud.open(replied(open_cloud, others=6), cloud, [cloud, *sliders], trigger_mode="multiple", **FILES)
+    opened = cloud.open(replied(open_cloud, others=6), cloud, [cloud, *sliders], trigger_mode="multiple", **QUIET)
     opened.failure(None, js=failure("cloud"))
     draw = "(...box) => document.getElementById('cloud').dispatchEvent(new CustomEvent('rb-box', { detail: box.slice(0, 6) }))"
     for one in sliders:
         one.change(None, sliders, None, js=draw)
         one.input(None, None, [region], js=emptied(1), **QUIET)
     cloud.pick(None, None, [region], js=emptied(1), **QUIET)
-    cloud.pick(told(pick), cloud, sliders, **FILES)
-    shown = {**MODEL, "show_progress": "minimal"}
+    cloud.pick(told(pick), cloud, sliders, **QUIET)
+    shown = {**QUIET, "show_progress": "minimal"}
     caption.click(told(caption_cloud), cloud, whole, **shown)
     caption_box.click(told(caption_region), cloud, [region, cloud], **shown)
 

@@ -283,11 +283,11 @@ def test_five_users_at_once_get_their_own_answers(page: Any, address: str, capti
 def test_a_full_queue_is_told_and_the_page_goes_on(page: Any, made: list[Example]) -> None:
     page.locator("#picture .rb-example").first.click()
     page.locator("#picture .rb-image:not([hidden])").wait_for()
-    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."}))  # as gradio says it
+    page.route("**/run/predict*", lambda route: route.fulfill(status=503, json={"error": "full"}))
     drag(page, made[0].boxes[0], (84, 84))
     page.wait_for_function("document.querySelector('#picture .rb-status').textContent.includes('busy or gone')")
     assert [caption for caption, _ in rows(page)] == ["no caption"]
-    page.unroute("**/queue/join*")
+    page.unroute("**/run/predict*")
     drag(page, made[0].boxes[1], (84, 84))
     page.wait_for_function("document.querySelectorAll('.rb-list li').length === 2")
     assert made[0].names[1] in rows(page)[1][0]
