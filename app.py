@@ -1,6 +1,6 @@
 """The demo page: python app.py [--checkpoint X] [--port 7860]; without a checkpoint the quickstart's, or the shipped one.
 
-Boxes on pictures, questions, point clouds, examples; the same over HTTP (docs/http_api.md).
+Boxes on pictures, questions, point clouds, examples; the same over HTTP (lavis/serving/static/http_api.md).
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from lavis.common.errors import ConfigError
 
+Source = str | os.PathLike[str] | bytes | IO[bytes]  # of a file that somebody has
+
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
@@ -76,3 +78,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(source.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{source} is not a whole JSON file: {error}") from error
+
+
+def read_bounded(source: Source, name: str, *, most: int, error: type[ConfigError]) -> bytes:
+    """The bytes of a path, of bytes or of a binary stream. `error`, which names the file `name`, where it is missing, empty or
+    larger than `most` bytes; no more than these are read."""
+    if isinstance(source, bytes):
+        content = source
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise error(f"{name}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+        with path.open("rb") as stream:
+            content = stream.read(most + 1)
+    else:
+        content = source.read(most + 1)
+    if len(content) > most:
+        raise error(f"{name}: the file is larger than {most >> 20} MB, which is the most that is read")
+    if not content:
+        raise error(f"{name}: the file is empty")
+    return content

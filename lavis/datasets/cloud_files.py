@@ -19,20 +19,19 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lavis.common.errors import ConfigError, listed
+from lavis.common.files import Source, read_bounded
 from lavis.datasets import pcd
 from lavis.datasets.cloud_geometry import as_cloud
 
 MAX_POINTS = 5_000_000
 MAX_BYTES = 512 * 2**20  # of a file, and of an array unpacked from one
 COLOURS = (("red", "green", "blue"), ("r", "g", "b"))
-
-Source = str | os.PathLike[str] | bytes | IO[bytes]
 
 
 class CloudFileError(ConfigError):
@@ -49,7 +48,7 @@ def read_cloud(source: Source, name: str | None = None, *, max_points: int = MAX
     suffix = Path(name).suffix.lower()
     if suffix not in READERS:
         raise CloudFileError(f"{name}: {suffix or 'no suffix'} says no format of clouds; accepted: {', '.join(READERS)}")
-    content = _content(source, name)
+    content = read_bounded(source, name, most=MAX_BYTES, error=CloudFileError)
     read, accepted = READERS[suffix]
     try:
         points = read(content)
@@ -70,24 +69,6 @@ def _name_of(source: Source) -> str:
     if not isinstance(named, str | os.PathLike):
         raise CloudFileError("a cloud given as a stream needs a name, whose suffix says its format")
     return os.fspath(named)
-
-
-def _content(source: Source, name: str) -> bytes:
-    if isinstance(source, bytes):
-        content = source
-    elif isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if not path.is_file():
-            raise CloudFileError(f"{name}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    else:
-        content = source.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise CloudFileError(f"{name}: the file is larger than {MAX_BYTES >> 20} MB, which is the most that is read")
-    if not content:
-        raise CloudFileError(f"{name}: the file is empty")
-    return content
 
 
 def _npy(content: bytes) -> NDArray[Any]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
-from typing import IO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lavis.common.errors import ConfigError
+from lavis.common.files import Source, read_bounded
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 128 * 2**20
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-Source = str | os.PathLike[str] | bytes | IO[bytes]
 
 
 class ImageFileError(ConfigError):
@@ -31,7 +28,7 @@ def open_image(source: Source, name: str | None = None, *, max_pixels: int = MAX
     """
     if name is None:
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "picture"))
-    content = _content(source, name)
+    content = read_bounded(source, name, most=MAX_BYTES, error=ImageFileError)
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > max_pixels:
@@ -44,21 +41,3 @@ def open_image(source: Source, name: str | None = None, *, max_pixels: int = MAX
     except Exception as error:  # Pillow's readers raise a dozen kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageFileError(f"{name}: the picture is damaged or cut short ({reason})") from error
-
-
-def _content(source: Source, name: str) -> bytes:
-    if isinstance(source, bytes):
-        content = source
-    elif isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if not path.is_file():
-            raise ImageFileError(f"{name}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    else:
-        content = source.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ImageFileError(f"{name}: the file is larger than {MAX_BYTES >> 20} MB, which is the most that is read")
-    if not content:
-        raise ImageFileError(f"{name}: the file is empty")
-    return content

@@ -35,7 +35,7 @@ watch("reply", () => {
   answered(props.reply);
 });
 
-// the page sends this when a request reached no handler: the queue was full or the connection broke
+// the page sends this when a request reached no handler: the server is busy or the connection broke
 element.closest(".block").addEventListener("rb-failed", () => {
   if (requests.waiting === null) return;
   requests.waiting = null;
