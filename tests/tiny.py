@@ -34,12 +34,16 @@ WORDS = sorted({word for text in TEXTS for word in text.replace("?", " ?").repla
 
 
 def once(make: Callable[..., str]) -> Callable[..., str]:
-    """A folder that is there is not written again: the processes of one test read it at the same time."""
+    """A folder that is there is not written again: the processes of one test read it at the same time.
+
+    It is made before they start: one would read what the other has half written, and on rank 1 transformers saves nothing.
+    """
 
     @functools.wraps(make)
     def made(path: Path, **options: Any) -> str:
         done = path / ".made"
         if not done.exists():
+            assert not torch.distributed.is_initialized(), f"{path} must be made before the processes of a test start"
             make(path, **options)
             done.write_text(f"{options}")
         assert done.read_text() == f"{options}", f"{path} was made with {done.read_text()}"

@@ -17,6 +17,7 @@ from torch import nn
 
 from lavis.common.config import Config
 from lavis.common.dist_utils import gather_with_grad
+from lavis.common.files import replacing
 from lavis.common.registry import registry
 from lavis.common.seeding import sample_rng, shared_rng
 
@@ -146,7 +147,8 @@ class FakeMoreBuilder(FakeBuilder):
 def config(folder: Path, **run: Any) -> Config:
     """A configuration of two fake datasets whose output goes to ``folder``."""
     path = folder.parent / f"{folder.name}.yaml"
-    path.write_text("model: {arch: fake_model}\ndatasets: {fake_image: {size: 24}, fake_region: {size: 16}}\n")
+    with replacing(path, durable=False) as file:  # every process of a test comes here, while others read
+        file.write(b"model: {arch: fake_model}\ndatasets: {fake_image: {size: 24}, fake_region: {size: 16}}\n")
     defaults = {
         "task": "regionblip_pretrain",
         "output_dir": folder,

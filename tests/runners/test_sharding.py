@@ -247,6 +247,7 @@ def autocast_losses(folder: str) -> list[dict[str, Any]]:
 
 @needs_fsdp
 def test_layers_of_two_types_are_sharded_under_autocast(tmp_path: Path) -> None:
+    tiny.model_config(tmp_path / "model", "regionblip_opt")
     for whole, shards in run_distributed(autocast_losses, str(tmp_path / "model"), folder=tmp_path / "returned"):
         assert whole.keys() == shards.keys() and len(whole) > 10
         for name, value in whole.items():
