@@ -40,6 +40,11 @@ def building_for(device: torch.device | str, *, autocast: torch.dtype = torch.fl
         _target, _autocast = before
 
 
+def built_for() -> tuple[torch.device, torch.dtype]:
+    """The device that models built here are for, and the type of its autocast (float32: without)."""
+    return _target, _autocast
+
+
 def frozen_dtype(name: str, key: str) -> torch.dtype:
     """The type that a precision key asks for, where the model is built for a GPU; on a CPU autocast's for a low one, which is
     float32 without autocast. ConfigError on an unknown name."""

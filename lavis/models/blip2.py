@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from lavis.common import dist_utils
 from lavis.common.config import ConfigError
 from lavis.common.modalities import modality_of
-from lavis.common.precision import hold_frozen_linear
+from lavis.common.packed import pack_frozen_linear
+from lavis.common.precision import built_for, hold_frozen_linear
 from lavis.common.registry import registry
 from lavis.common.seeding import shared_rng
 from lavis.models import losses, parts
@@ -41,20 +42,13 @@ from lavis.models.captioner import Captioner
 from lavis.models.checkpoints import Weights
 from lavis.models.encoding import Encoding
 from lavis.models.language import LanguageModel
+from lavis.models.means import Mean, global_mean, global_row_mean
 from lavis.models.modality import LOSS_NAMES, Branch, Modality
 from lavis.models.modality_lora import ModalityRouter
 from lavis.models.qformer import EncoderTokens, KeyValue, QFormer
 from lavis.models.retrieval import Retrieval
 
 logger = logging.getLogger(__name__)
-
-
-class Mean(NamedTuple):
-    """This process's share of a mean over all processes, scaled so that averaging over processes gives the mean, and how many
-    rows or tokens of all processes the mean is over."""
-
-    value: Tensor
-    terms: Tensor | int
 
 
 class Looked(NamedTuple):
@@ -93,6 +87,7 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         model = cls(cfg)
         model.load_checkpoint_from_config(model.cfg)
         hold_frozen_linear(*model.autocast_parts())
+        pack_frozen_linear(model.parts_to_pack(), limit_gb=cfg.packed_gb)
         return model
 
     def autocast_parts(self) -> list[nn.Module]:
@@ -101,6 +96,15 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         if hasattr(self, "point_encoder") and self.cfg.freeze_point_encoder and self.cfg.pointbert.autocast:
             found.append(self.point_encoder.blocks)
         return found
+
+    def parts_to_pack(self) -> list[nn.Module]:
+        """The parts whose frozen linear layers are worth a second copy of their weights on a CPU: the LLM, which reads few rows
+        a step; under autocast all."""
+        device, autocast = built_for()
+        if device.type != "cpu":
+            return []
+        llm: list[nn.Module] = [self.llm] if self.llm is not None else []
+        return llm if autocast == torch.float32 else [*llm, *(part for part in self.children() if part is not self.llm)]
 
     @classmethod
     def modality_rows(cls, cfg: DictConfig) -> dict[str, Any]:
@@ -358,18 +362,6 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         labels = decoder_ids.masked_fill(mask == 0, losses.IGNORE)
         logits = qformer.lm_logits(qformer.lm_pass(decoder_ids, mask, cache)[:, :-1])
         return global_mean(losses.token_cross_entropy(logits, labels[:, 1:], label_smoothing=losses.LABEL_SMOOTHING))
-
-
-def global_mean(loss: losses.TokenLoss) -> Mean:
-    """A token loss over the token count of all processes."""
-    count = dist_utils.all_reduce_sum(loss.count)
-    return Mean(loss.total * dist_utils.get_world_size() / count.clamp(min=1), count)
-
-
-def global_row_mean(local_mean: Tensor, sizes: list[int]) -> Mean:
-    """A mean over this process's rows as its share of the mean over the rows of all, `sizes` on each process."""
-    rows = sum(sizes)
-    return Mean(local_mean * sizes[dist_utils.get_rank()] * dist_utils.get_world_size() / rows, rows)
 
 
 @registry.register_model("blip2")
