@@ -24,7 +24,7 @@ from benchmarks.published.model import Published
 from benchmarks.work import DTYPES, SPECS, Bench
 from lavis.models.encoders import point_bert
 
-PASSES = ("query_pass", "text_pass", "lm_pass", "lm_logits", "joint_pass")
+PASSES = ("passes_at_once", "query_pass", "text_pass", "lm_pass", "lm_logits", "joint_pass")
 
 
 class Parts:
@@ -143,9 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sizes.write_folders(Path(folder), size)
         bench = Bench(Path(folder), size)
-    for name in given.work:
-        found = profile(bench, name, given.dtype, calls=given.calls, clock=given.clock)
-        print(f"{name}, {given.dtype}\n{show(found)}\n", flush=True)
+        for name in given.work:
+            found = profile(bench, name, given.dtype, calls=given.calls, clock=given.clock)
+            print(f"{name}, {given.dtype}\n{show(found)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,19 +45,11 @@ from lavis.models.language import LanguageModel
 from lavis.models.means import Mean, global_mean, global_row_mean
 from lavis.models.modality import LOSS_NAMES, Branch, Modality
 from lavis.models.modality_lora import ModalityRouter
-from lavis.models.qformer import EncoderTokens, KeyValue, QFormer
+from lavis.models.outputs import Looked, Read
+from lavis.models.qformer import EncoderTokens, QFormer
 from lavis.models.retrieval import Retrieval
 
 logger = logging.getLogger(__name__)
-
-
-class Looked(NamedTuple):
-    """What the query pass gives: outputs [B, Q, D], the encoder tokens, the query embeddings [B, Q, D], keys and values."""
-
-    hidden: Tensor
-    tokens: EncoderTokens
-    queries: Tensor
-    cache: list[KeyValue]
 
 
 class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
@@ -228,34 +220,45 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         if samples.get("text_input") is None:
             raise ValueError("training needs samples['text_input'], a list of texts")
         with self.router.route(row.name):
-            found = self._losses(samples, row, self.look(samples, row))
+            found = self._losses(samples, row)
         zero = torch.zeros((), device=self.device)
         weighted = {name: found[name].value * row.weight(name) if name in found else zero for name in LOSS_NAMES}
         total = torch.stack([weighted[name] for name in found]).sum() if found else zero
         counts = {f"loss_{name}": mean.terms for name, mean in found.items()}
         return Losses(loss=total, counts=counts, **{f"loss_{name}": value for name, value in weighted.items()})
 
-    def _losses(self, samples: Mapping[str, Any], row: Modality, looked: Looked) -> dict[str, Mean]:
-        """Unweighted losses of the row. A batch with `text_output` has questions, and teaches the answers alone."""
-        hidden, tokens, _, cache = looked
-        if samples.get("text_output") is not None:
-            return {"llm": global_mean(self.answer_loss(samples, row, hidden))}
-        texts, branch = as_list(samples["text_input"]), self.branch(row.name)
+    def read(self, samples: Mapping[str, Any], row: Modality, texts: list[str]) -> Read:
+        """Encode a batch; its queries look at it and the Q-Former reads its texts, in one pass."""
+        tokens = self.encode(samples, row)
         if len(texts) != tokens.rows:
             raise ValueError(f"{len(texts)} texts for {tokens.rows} rows")
+        queries, qformer = self.queries(samples, row, tokens), self.qformer_of(row)
+        compared, written = row.weight("itc") or row.weight("itm"), row.weight("lm")
+        if not (compared or written):
+            nothing = torch.empty(0, dtype=torch.long, device=self.device)
+            return Read(qformer.query_pass(queries, tokens)[0], tokens, nothing, nothing)
+        ids, mask = self.tokenize(texts)
+        passes = {"text": ids if compared else None, "decoder": self.decoder_ids(ids) if written else None}
+        hidden, text, lm = qformer.passes_at_once(queries, tokens, mask, **passes)
+        return Read(hidden, tokens, ids, mask, text, lm)
+
+    def _losses(self, samples: Mapping[str, Any], row: Modality) -> dict[str, Mean]:
+        """Unweighted losses of the row. A batch with `text_output` has questions, and teaches the answers alone."""
+        if samples.get("text_output") is not None:
+            return {"llm": global_mean(self.answer_loss(samples, row, self.look(samples, row).hidden))}
+        texts, branch = as_list(samples["text_input"]), self.branch(row.name)
+        hidden, tokens, ids, mask, text, lm = self.read(samples, row, texts)
         found: dict[str, Mean] = {}
         sizes = dist_utils.gather_sizes(len(texts))
-        if row.weight("itc") or row.weight("itm") or row.weight("lm"):
-            ids, mask = self.tokenize(texts)
-        if row.weight("itc") or row.weight("itm"):
-            sim_i2t, sim_t2i = self.similarities(row, hidden, ids, mask, sizes)
+        if text is not None:
+            sim_i2t, sim_t2i = self.similarities(row, hidden, self.sentence_features(text), sizes)
             same = self.same_image(samples)
             if row.weight("itc"):
                 found["itc"] = Mean(self.itc_loss(sim_i2t, sim_t2i, same), sum(sizes))
             if row.weight("itm"):
                 found["itm"] = self.itm_loss(row, sim_i2t.detach() / self.temp.detach(), tokens, ids, mask, sizes, same)
-        if row.weight("lm"):
-            found["lm"] = self.lm_loss(row, ids, mask, cache)
+        if lm is not None:
+            found["lm"] = self.lm_loss(row, ids, mask, lm)
         if row.weight("llm"):
             assert self.llm is not None and branch.llm_proj is not None, "setup_branches refuses an llm loss without an LLM"
             prompts = [self.default_prompt(row)] * len(texts)
@@ -269,19 +272,20 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
     # -- the losses of stage 1 ---------------------------------------------------------------------------------------------
     def text_features(self, row: Modality, ids: Tensor, mask: Tensor) -> Tensor:
         """Normalised sentence features [B, E] by the text pass of the row's Q-Former."""
-        return F.normalize(self.text_proj(self.qformer_of(row).text_pass(ids, mask)[:, 0]), dim=-1)
+        return self.sentence_features(self.qformer_of(row).text_pass(ids, mask))
 
-    def similarities(
-        self, row: Modality, hidden: Tensor, ids: Tensor, mask: Tensor, sizes: list[int] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Cosines of all visual rows with all texts and of all texts with all visual rows, each [B_all, B_all]. `sizes`: the rows
-        of every process, where they are known.
+    def sentence_features(self, hidden: Tensor) -> Tensor:
+        """Outputs [B, L, D] of a text pass -> normalised features [B, E]."""
+        return F.normalize(self.text_proj(hidden[:, 0]), dim=-1)
+
+    def similarities(self, row: Modality, hidden: Tensor, text: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines of all visual rows with all texts and of all texts with all visual rows, each [B_all, B_all], from query
+        outputs [B, Q, D] and sentence features [B, E]. `sizes`: the rows of every process, where they are known.
 
         Published: what a row is compared with gets no gradient (`itc_gather_grad: false`), its own side does. Either way the
         update does not depend on the number of processes.
         """
         visual = F.normalize(self.branch(row.name).itc_proj(hidden), dim=-1)
-        text = self.text_features(row, ids, mask)
         visual_all, text_all = (dist_utils.gather_with_grad(part, sizes=sizes) for part in (visual, text))
         if self.cfg.itc_gather_grad:
             sim = losses.query_text_similarity(visual_all, text_all)
@@ -354,13 +358,16 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         seen = None if tokens.seen is None else dist_utils.gather_with_grad(tokens.seen, sizes=sizes)
         return EncoderTokens(dist_utils.gather_with_grad(tokens.per_row(tokens.embeds), sizes=sizes), seen=seen)
 
-    def lm_loss(self, row: Modality, ids: Tensor, mask: Tensor, cache: list[KeyValue]) -> Mean:
-        """ITG: the text behind the cached queries, `[DEC]` in place of `[CLS]`, labels smoothed by 0.1."""
-        qformer = self.qformer_of(row)
-        decoder_ids = ids.clone()
-        decoder_ids[:, 0] = self.tokenizer.bos_token_id
-        labels = decoder_ids.masked_fill(mask == 0, losses.IGNORE)
-        logits = qformer.lm_logits(qformer.lm_pass(decoder_ids, mask, cache)[:, :-1])
+    def decoder_ids(self, ids: Tensor) -> Tensor:
+        """Text ids [B, L] as the language pass reads them: `[DEC]` in place of `[CLS]`."""
+        ids = ids.clone()
+        ids[:, 0] = self.tokenizer.bos_token_id
+        return ids
+
+    def lm_loss(self, row: Modality, ids: Tensor, mask: Tensor, hidden: Tensor) -> Mean:
+        """ITG: each token from those before it, labels smoothed by 0.1; hidden [B, L, D] of the language pass."""
+        labels = self.decoder_ids(ids).masked_fill(mask == 0, losses.IGNORE)
+        logits = self.qformer_of(row).lm_logits(hidden[:, :-1])
         return global_mean(losses.token_cross_entropy(logits, labels[:, 1:], label_smoothing=losses.LABEL_SMOOTHING))
 
 

@@ -1,10 +1,16 @@
-"""Small result types of the models."""
+"""Small result types of the models.
+
+Shapes: B rows, Q queries, D Q-Former width, L text tokens, E similarity width.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+
+from lavis.models.qformer import EncoderTokens, KeyValue
 
 
 @dataclass
@@ -20,3 +26,24 @@ class BlipOutputFeatures:
     text_embeds: Tensor | None = None
     text_embeds_proj: Tensor | None = None
     multimodal_embeds: Tensor | None = None
+
+
+class Looked(NamedTuple):
+    """What the query pass gives: outputs [B, Q, D], the encoder tokens, the query embeddings [B, Q, D], keys and values."""
+
+    hidden: Tensor
+    tokens: EncoderTokens
+    queries: Tensor
+    cache: list[KeyValue]
+
+
+class Read(NamedTuple):
+    """What a training step reads of a batch: query outputs [B, Q, D] and encoder tokens; ids and mask [B, L] of the texts, and
+    the outputs [B, L, D] of the text and the language pass, where a loss wants them."""
+
+    hidden: Tensor
+    tokens: EncoderTokens
+    ids: Tensor
+    mask: Tensor
+    text: Tensor | None = None
+    lm: Tensor | None = None

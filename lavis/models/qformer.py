@@ -12,6 +12,7 @@ share one: `EncoderTokens.index`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,9 +70,10 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, queries: Tensor | None, input_ids: Tensor | None) -> Tensor:
+    def forward(self, queries: Tensor | None, texts: Sequence[Tensor]) -> Tensor:
+        """queries [B, Q, D] and the ids [B, L] of texts, each from position 0 on -> [B, Q + L + ..., D]"""
         parts = [] if queries is None else [queries]
-        if input_ids is not None:
+        for input_ids in texts:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
             parts.append(self.word_embeddings(input_ids) + self.position_embeddings(positions))
         return self.dropout(self.LayerNorm(torch.cat(parts, dim=1)))
@@ -263,12 +265,12 @@ class QFormer(nn.Module):
     def _run(
         self,
         queries: Tensor | None,
-        input_ids: Tensor | None,
+        texts: Sequence[Tensor],
         tokens: EncoderTokens | None,
         mask: Tensor | None,
         past: list[KeyValue] | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
-        x = self.bert.embeddings(queries, input_ids)
+        x = self.bert.embeddings(queries, texts)
         num_query = 0 if queries is None else queries.shape[1]
         cache = []
         for i, layer in enumerate(self.bert.encoder.layer):
@@ -278,17 +280,17 @@ class QFormer(nn.Module):
 
     def query_pass(self, queries: Tensor, tokens: EncoderTokens) -> tuple[Tensor, list[KeyValue]]:
         """Queries [B, Q, D] look at the encoder tokens -> outputs [B, Q, D] and the cache for `lm_pass`."""
-        return self._run(queries, None, tokens, None)
+        return self._run(queries, (), tokens, None)
 
     def text_pass(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Text alone, bidirectional: ids and mask [B, L] -> [B, L, D]."""
-        return self._run(None, input_ids, None, attention_mask.bool()[:, None, None, :])[0]
+        return self._run(None, (input_ids,), None, attention_mask.bool()[:, None, None, :])[0]
 
     def joint_pass(self, queries: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens: EncoderTokens) -> Tensor:
         """Queries and text see each other -> [B, Q + L, D]."""
         seen = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
         mask = torch.cat([seen, attention_mask.bool()], dim=1)
-        return self._run(queries, input_ids, tokens, mask[:, None, None, :])[0]
+        return self._run(queries, (input_ids,), tokens, mask[:, None, None, :])[0]
 
     def lm_pass(self, input_ids: Tensor, attention_mask: Tensor, past: list[KeyValue]) -> Tensor:
         """Text behind the cached queries, causal over the text: ids and mask [B, L] -> hidden [B, L, D]."""
@@ -297,7 +299,34 @@ class QFormer(nn.Module):
         causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
         text = causal & attention_mask.bool()[:, None, :]
         prefix = torch.ones(rows, length, num_query, dtype=torch.bool, device=input_ids.device)
-        return self._run(None, input_ids, None, torch.cat([prefix, text], dim=2)[:, None], past)[0]
+        return self._run(None, (input_ids,), None, torch.cat([prefix, text], dim=2)[:, None], past)[0]
+
+    def passes_at_once(
+        self, queries: Tensor, tokens: EncoderTokens, attention_mask: Tensor, *, text: Tensor | None, decoder: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What `query_pass`, `text_pass` of the ids `text` and `lm_pass` of the ids `decoder` give, in a pass over one sequence.
+
+        The three read the same weights and differ in what may look at what, which a mask says: queries see queries, the text sees
+        itself, the decoder's text sees queries and what is before it. attention_mask [B, L] is of both texts; None leaves a
+        text out. Fewer and larger operations, the same numbers up to rounding.
+        """
+        texts = [ids for ids in (text, decoder) if ids is not None]
+        (rows, length), start = attention_mask.shape, queries.shape[1]
+        size = start + length * len(texts)
+        mask = torch.zeros(rows, size, size, dtype=torch.bool, device=queries.device)
+        mask[:, :start, :start] = True
+        own, ends = attention_mask.bool()[:, None, :], [start]
+        for ids in texts:
+            begin, end = ends[-1], ends[-1] + length
+            if ids is decoder:
+                mask[:, begin:end, :start] = True
+                mask[:, begin:end, begin:end] = own & torch.ones(length, length, dtype=torch.bool, device=queries.device).tril()
+            else:
+                mask[:, begin:end, begin:end] = own
+            ends.append(end)
+        x = self._run(queries, texts, tokens, mask[:, None])[0]
+        of_text = None if text is None else x[:, start : start + length]
+        return x[:, :start], of_text, None if decoder is None else x[:, -length:]
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> vocabulary logits [..., V]."""

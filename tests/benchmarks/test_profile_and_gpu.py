@@ -46,7 +46,16 @@ def test_the_table_lists_every_part() -> None:
 def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
     parts.main(["--small", "--calls", "1", "--work", "train_pointcloud", "caption_image"])
     said = capsys.readouterr().out
-    for part in ("mini-PointNet", "sampling and grouping", "backward", "optimizer", "beams", "ViT", "Q-Former query_pass"):
+    for part in (
+        "mini-PointNet",
+        "sampling and grouping",
+        "backward",
+        "optimizer",
+        "beams",
+        "ViT",
+        "Q-Former query_pass",
+        "Q-Former passes_at_once",
+    ):
         assert part in said
 
 

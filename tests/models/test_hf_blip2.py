@@ -152,7 +152,7 @@ def test_stage1_scores_equal_those_of_transformers(folder: Path, added: int) -> 
     itc = theirs(pixel_values=image, input_ids=ids, attention_mask=mask).logits_per_image
     row = ours.row_of({"modality": "image"})
     looked = ours.look({"image": image}, row)
-    found, _ = ours.similarities(row, looked.hidden, ids, mask)
+    found, _ = ours.similarities(row, looked.hidden, ours.text_features(row, ids, mask))
     torch.testing.assert_close(found, itc, atol=1e-5, rtol=1e-5)
     itm = theirs(pixel_values=image, input_ids=ids, attention_mask=mask, use_image_text_matching_head=True).logits_per_image
     joint = ours.Qformer.joint_pass(looked.queries, ids, mask, looked.tokens)[:, : hf.QUERIES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import BertConfig
 
@@ -43,3 +44,34 @@ def test_keys_are_those_of_a_linear_layer() -> None:
     layer, x = KeyLinear(4, 6), torch.randn(3, 4)
     torch.nn.init.normal_(layer.bias)
     assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("wanted", [("text", "decoder"), ("text",), ("decoder",)])
+def test_passes_at_once_are_the_passes(wanted: tuple[str, ...], limited: bool) -> None:
+    """Outputs and gradients, with padded texts, rows that share an input, and queries that may not see all of it."""
+    qformer = small().double()
+    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 0], [8, 9, 0, 0]])
+    mask, decoder = (ids > 0).long(), torch.cat([torch.full((3, 1), 19), ids[:, 1:]], dim=1)
+    queries = torch.randn(3, 3, 16, dtype=torch.double, requires_grad=True)
+    seen = torch.rand(3, 5) < 0.6 if limited else None
+    tokens = EncoderTokens(torch.randn(2, 5, 8, dtype=torch.double), torch.tensor([0, 0, 1]), seen=seen)
+
+    hidden, cache = qformer.query_pass(queries, tokens)
+    apart = {"text": qformer.text_pass(ids, mask), "decoder": qformer.lm_pass(decoder, mask, cache)}
+    given = {"text": ids if "text" in wanted else None, "decoder": decoder if "decoder" in wanted else None}
+    found = dict(zip(("hidden", "text", "decoder"), qformer.passes_at_once(queries, tokens, mask, **given), strict=True))
+    expected = {"hidden": hidden} | {name: apart[name] if name in wanted else None for name in apart}
+    assert {name for name, value in found.items() if value is None} == {n for n, value in expected.items() if value is None}
+
+    def gradients(outputs: dict[str, torch.Tensor | None]) -> list[torch.Tensor | None]:
+        total = sum((k + 1) * out.pow(3).sum() for k, out in enumerate(outputs.values()) if out is not None)
+        return list(torch.autograd.grad(total, [queries, *qformer.parameters()], allow_unused=True))
+
+    for name, value in expected.items():
+        if value is not None:
+            torch.testing.assert_close(found[name], value, msg=name)
+    for ours, theirs in zip(gradients(found), gradients(expected), strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
