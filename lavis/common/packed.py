@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavis.common.errors import ConfigError
 from lavis.common.precision import autocast_of
 
 logger = logging.getLogger(__name__)
@@ -42,13 +43,16 @@ class Packed:
     """
 
     def __init__(self) -> None:
-        self._made: tuple[tuple[int, int, torch.dtype], Tensor] | None = None
+        self._made: tuple[Tensor, int, Tensor] | None = None  # the weight, kept so that no other takes its place in memory
 
     def of(self, weight: Tensor) -> Tensor:
-        key, made = (weight.data_ptr(), weight._version, weight.dtype), self._made
-        if made is None or made[0] != key:
-            made = self._made = key, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), USUAL_ROWS)
-        return made[1]
+        if self._made is not None:
+            source, version, packed = self._made
+            if source.data_ptr() == weight.data_ptr() and source.dtype == weight.dtype and version == weight._version:
+                return packed
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), USUAL_ROWS)
+        self._made = weight.detach(), weight._version, packed
+        return packed
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
         return Packed, ()
@@ -91,8 +95,10 @@ def pack_frozen_linear(modules: Iterable[nn.Module], *, limit_gb: float) -> int:
     """Let the frozen linear layers of `modules` use the order, one after the other up to `limit_gb` of weights (0: none).
 
     Plain `nn.Linear` are replaced in their parents, keys stay; layers with an attribute `packed` get a `Packed`. Returns the
-    bytes that the second copies will take.
+    bytes that the second copies will take. ConfigError for a bound that is none.
     """
+    if isinstance(limit_gb, bool) or not isinstance(limit_gb, int | float) or not limit_gb >= 0:
+        raise ConfigError(f"model.packed_gb is {limit_gb!r}; accepted: numbers from 0 (0: no second copy)")
     total, left_out = 0, 0
     places = [place for module in modules for parent in module.modules() for place in _linear_children(parent)]
     for parent, name, layer in places:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lavis.common import packed
+from lavis.common.errors import ConfigError
 from lavis.common.packed import Packed, PackedLinear, can_pack, linear, pack_frozen_linear, unpack
 from lavis.models import load_model_from_config
 from lavis.models.modality_lora import ModalityLinear
@@ -65,13 +66,14 @@ def test_changed_weights_are_seen() -> None:
         lambda: layer.weight.mul_(2),
         lambda: layer.load_state_dict({"weight": torch.ones(24, 16), "bias": torch.zeros(24)}),
         lambda: setattr(layer.weight, "data", torch.randn(24, 16)),
+        lambda: layer.bfloat16().float().half().float(),  # the last may get the memory of the first
         lambda: setattr(layer, "weight", nn.Parameter(torch.randn(24, 16), requires_grad=False)),
     ]
     before = layer(x)
     for change in changes:
         change()
         after = layer(x)
-        assert not torch.allclose(after, before)
+        assert not torch.equal(after, before)
         torch.testing.assert_close(after, F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
         before = after
 
@@ -103,6 +105,12 @@ def test_only_frozen_weights_up_to_the_bound() -> None:
     assert list(model.state_dict()) == keys
     unpack(model)
     assert packed_layers(model) == []
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan"), "1", None, True])
+def test_a_bound_is_a_number(limit: Any) -> None:
+    with pytest.raises(ConfigError, match="model.packed_gb is .*; accepted: numbers from 0"):
+        pack_frozen_linear([frozen()], limit_gb=limit)
 
 
 @packs
