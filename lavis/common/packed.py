@@ -6,11 +6,12 @@ Measured against `F.linear` on two cores with AMX, weights from main memory, lay
 for 40 rows and the same from 256 on; in bfloat16 1.5 to 1.9 times for 40 rows, 1.1 to 2 times for more. The order costs a second
 copy of the weights, so it is used up to a bound (`model.packed_gb`).
 
-The operations are those that torch.compile itself puts in the place of linear layers; a torch without them computes as ever.
+The operations are among those that torch.compile itself uses for linear layers; a torch without them computes as ever.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -29,6 +30,7 @@ MOST_ROWS = 256  # from here on F.linear is as fast in float32
 USUAL_ROWS = 64  # what the order is chosen for; others read it as well
 
 
+@functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this torch has the operations, and this processor computes in `dtype`."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
@@ -43,15 +45,16 @@ class Packed:
     """
 
     def __init__(self) -> None:
-        self._made: tuple[Tensor, int, Tensor] | None = None  # the weight, kept so that no other takes its place in memory
+        self._made: tuple[Tensor, Tensor, int, Tensor] | None = None
 
     def of(self, weight: Tensor) -> Tensor:
         if self._made is not None:
-            source, version, packed = self._made
-            if source.data_ptr() == weight.data_ptr() and source.dtype == weight.dtype and version == weight._version:
+            parameter, storage, version, packed = self._made
+            same_memory = storage.data_ptr() == weight.data_ptr() and storage.dtype == weight.dtype
+            if parameter is weight and same_memory and version == weight._version:
                 return packed
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), USUAL_ROWS)
-        self._made = weight.detach(), weight._version, packed
+        self._made = weight, weight.detach(), weight._version, packed  # kept: nothing else takes their place in memory
         return packed
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
@@ -72,6 +75,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None
 def _is_faster(x: Tensor, weight: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not x.device.type == weight.device.type == "cpu":
         return False
+    if weight.is_inference() or not can_pack(weight.dtype):  # changes of an inference tensor are not counted
+        return False
     rows = x.numel() // max(x.shape[-1], 1)
     return rows >= FEWEST_ROWS and (rows < MOST_ROWS or weight.dtype != torch.float32)
 
@@ -91,27 +96,33 @@ class PackedLinear(nn.Linear):
         return linear(x, self.weight, self.bias, self.packed)
 
 
-def pack_frozen_linear(modules: Iterable[nn.Module], *, limit_gb: float) -> int:
-    """Let the frozen linear layers of `modules` use the order, one after the other up to `limit_gb` of weights (0: none).
-
-    Plain `nn.Linear` are replaced in their parents, keys stay; layers with an attribute `packed` get a `Packed`. Returns the
-    bytes that the second copies will take. ConfigError for a bound that is none.
-    """
+def check_limit(limit_gb: Any) -> None:
+    """ConfigError for a `model.packed_gb` that is no bound."""
     if isinstance(limit_gb, bool) or not isinstance(limit_gb, int | float) or not limit_gb >= 0:
         raise ConfigError(f"model.packed_gb is {limit_gb!r}; accepted: numbers from 0 (0: no second copy)")
+
+
+def pack_frozen_linear(modules: Iterable[nn.Module], *, dtype: torch.dtype, limit_gb: float) -> int:
+    """Let the frozen linear layers below `modules` that hold their weights in `dtype`, in which they are to compute, use the
+    order, one after the other up to `limit_gb` of weights (0: none).
+
+    Plain `nn.Linear` are replaced in their parents, keys stay; layers with an attribute `packed` get a `Packed`. Returns the
+    bytes that the second copies take when all of them have been called.
+    """
     total, left_out = 0, 0
     places = [place for module in modules for parent in module.modules() for place in _linear_children(parent)]
     for parent, name, layer in places:
-        if layer.weight.requires_grad or layer.weight.device.type != "cpu" or not can_pack(layer.weight.dtype):
+        weight = layer.weight
+        if weight.requires_grad or weight.device.type != "cpu" or weight.dtype != dtype or not can_pack(dtype):
             continue
-        if total + layer.weight.nbytes > limit_gb * 1e9:
+        if total + weight.nbytes > limit_gb * 1e9:
             left_out += 1
             continue
         if hasattr(layer, "packed"):
             layer.packed = Packed()
         else:
             setattr(parent, name, PackedLinear(layer))
-        total += layer.weight.nbytes
+        total += weight.nbytes
     if left_out and limit_gb:
         logger.info("%d frozen linear layers beyond model.packed_gb=%g keep one copy of their weights", left_out, limit_gb)
     return total
@@ -123,8 +134,8 @@ def _linear_children(parent: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     return [place for place in children if type(place[2]) is nn.Linear or hasattr(place[2], "packed")]
 
 
-def unpack(module: nn.Module) -> None:
-    """Make every layer below `module` compute as ever: its weights are about to be spread over processes."""
-    for layer in module.modules():
+def unpack(modules: Iterable[nn.Module]) -> None:
+    """Make every layer below `modules` compute as ever: their weights are about to be spread over processes."""
+    for layer in (layer for module in modules for layer in module.modules()):
         if isinstance(getattr(layer, "packed", None), Packed):
             layer.packed = None  # type: ignore[assignment]

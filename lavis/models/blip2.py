@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from lavis.common import dist_utils
 from lavis.common.config import ConfigError
 from lavis.common.modalities import modality_of
-from lavis.common.packed import pack_frozen_linear
+from lavis.common.packed import check_limit, pack_frozen_linear
 from lavis.common.precision import built_for, hold_frozen_linear
 from lavis.common.registry import registry
 from lavis.common.seeding import shared_rng
@@ -76,10 +76,11 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> Blip2Base:
+        check_limit(cfg.packed_gb)
         model = cls(cfg)
         model.load_checkpoint_from_config(model.cfg)
         hold_frozen_linear(*model.autocast_parts())
-        pack_frozen_linear(model.parts_to_pack(), limit_gb=cfg.packed_gb)
+        pack_frozen_linear(model.parts_to_pack(), dtype=built_for()[1], limit_gb=cfg.packed_gb)
         return model
 
     def autocast_parts(self) -> list[nn.Module]:
@@ -228,26 +229,26 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         return Losses(loss=total, counts=counts, **{f"loss_{name}": value for name, value in weighted.items()})
 
     def read(self, samples: Mapping[str, Any], row: Modality, texts: list[str]) -> Read:
-        """Encode a batch; its queries look at it and the Q-Former reads its texts, in one pass."""
+        """Encode a batch; its queries look at it and the Q-Former reads its texts, in one pass where all are compared."""
         tokens = self.encode(samples, row)
         if len(texts) != tokens.rows:
             raise ValueError(f"{len(texts)} texts for {tokens.rows} rows")
         queries, qformer = self.queries(samples, row, tokens), self.qformer_of(row)
-        compared, written = row.weight("itc") or row.weight("itm"), row.weight("lm")
-        if not (compared or written):
-            nothing = torch.empty(0, dtype=torch.long, device=self.device)
-            return Read(qformer.query_pass(queries, tokens)[0], tokens, nothing, nothing)
-        ids, mask = self.tokenize(texts)
-        passes = {"text": ids if compared else None, "decoder": self.decoder_ids(ids) if written else None}
-        hidden, text, lm = qformer.passes_at_once(queries, tokens, mask, **passes)
-        return Read(hidden, tokens, ids, mask, text, lm)
+        wanted = any(map(row.weight, ("itc", "itm", "lm")))
+        ids, mask = self.tokenize(texts) if wanted else (tokens.embeds.new_empty(0, dtype=torch.long),) * 2
+        decoder = self.decoder_ids(ids) if row.weight("lm") else None
+        if row.weight("itc"):  # so every part of the pass gets a gradient: a parameter that a loss does not reach must have none
+            return Read(*qformer.passes_at_once(queries, tokens, mask, text=ids, decoder=decoder), tokens, ids, mask)
+        hidden, cache = qformer.query_pass(queries, tokens)
+        text = qformer.text_pass(ids, mask) if row.weight("itm") else None
+        return Read(hidden, text, None if decoder is None else qformer.lm_pass(decoder, mask, cache), tokens, ids, mask)
 
     def _losses(self, samples: Mapping[str, Any], row: Modality) -> dict[str, Mean]:
         """Unweighted losses of the row. A batch with `text_output` has questions, and teaches the answers alone."""
         if samples.get("text_output") is not None:
             return {"llm": global_mean(self.answer_loss(samples, row, self.look(samples, row).hidden))}
         texts, branch = as_list(samples["text_input"]), self.branch(row.name)
-        hidden, tokens, ids, mask, text, lm = self.read(samples, row, texts)
+        hidden, text, lm, tokens, ids, mask = self.read(samples, row, texts)
         found: dict[str, Mean] = {}
         sizes = dist_utils.gather_sizes(len(texts))
         if text is not None:

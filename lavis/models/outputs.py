@@ -38,12 +38,12 @@ class Looked(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a training step reads of a batch: query outputs [B, Q, D] and encoder tokens; ids and mask [B, L] of the texts, and
-    the outputs [B, L, D] of the text and the language pass, where a loss wants them."""
+    """What a training step reads of a batch: query outputs [B, Q, D]; outputs [B, L, D] of the text and the language pass, where
+    a loss wants them; the encoder tokens; ids and mask [B, L] of the texts, empty where none does."""
 
     hidden: Tensor
+    text: Tensor | None
+    lm: Tensor | None
     tokens: EncoderTokens
     ids: Tensor
     mask: Tensor
-    text: Tensor | None = None
-    lm: Tensor | None = None

@@ -310,21 +310,20 @@ class QFormer(nn.Module):
         itself, the decoder's text sees queries and what is before it. attention_mask [B, L] is of both texts; None leaves a
         text out. Fewer and larger operations, the same numbers up to rounding.
         """
-        texts = [ids for ids in (text, decoder) if ids is not None]
+        parts = [(ids, is_decoder) for ids, is_decoder in ((text, False), (decoder, True)) if ids is not None]
         (rows, length), start = attention_mask.shape, queries.shape[1]
-        size = start + length * len(texts)
+        size = start + length * len(parts)
         mask = torch.zeros(rows, size, size, dtype=torch.bool, device=queries.device)
         mask[:, :start, :start] = True
-        own, ends = attention_mask.bool()[:, None, :], [start]
-        for ids in texts:
-            begin, end = ends[-1], ends[-1] + length
-            if ids is decoder:
-                mask[:, begin:end, :start] = True
-                mask[:, begin:end, begin:end] = own & torch.ones(length, length, dtype=torch.bool, device=queries.device).tril()
-            else:
-                mask[:, begin:end, begin:end] = own
-            ends.append(end)
-        x = self._run(queries, texts, tokens, mask[:, None])[0]
+        own, causal = (
+            attention_mask.bool()[:, None, :],
+            torch.ones(length, length, dtype=torch.bool, device=queries.device).tril(),
+        )
+        for place, (_, is_decoder) in enumerate(parts):
+            here = slice(start + place * length, start + (place + 1) * length)
+            mask[:, here, here] = own & causal if is_decoder else own
+            mask[:, here, :start] = is_decoder
+        x = self._run(queries, [ids for ids, _ in parts], tokens, mask[:, None])[0]
         of_text = None if text is None else x[:, start : start + length]
         return x[:, :start], of_text, None if decoder is None else x[:, -length:]
 

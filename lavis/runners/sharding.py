@@ -41,7 +41,7 @@ def place(model: Any, *, shard: str, device: torch.device, autocast: torch.dtype
     if stacks and dist_utils.get_world_size() == 1:
         logger.info("run.shard is %s, but there is one process: nothing is sharded", shard)
     elif stacks:
-        unpack(model)
+        unpack(layer for stack in stacks for layer in stack.layers)
         shard_layers(stacks, device=device)
     return model.to(device)
 

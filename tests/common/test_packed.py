@@ -14,7 +14,7 @@ from torch import nn
 
 from lavis.common import packed
 from lavis.common.errors import ConfigError
-from lavis.common.packed import Packed, PackedLinear, can_pack, linear, pack_frozen_linear, unpack
+from lavis.common.packed import Packed, PackedLinear, can_pack, check_limit, linear, pack_frozen_linear, unpack
 from lavis.models import load_model_from_config
 from lavis.models.modality_lora import ModalityLinear
 from tests import tiny
@@ -97,20 +97,44 @@ def test_autocast_and_other_types_are_as_ever() -> None:
 def test_only_frozen_weights_up_to_the_bound() -> None:
     model = nn.Sequential(frozen(), nn.Linear(24, 24), nn.Sequential(frozen(24), frozen(8)))
     keys, size = list(model.state_dict()), 24 * 16 * 4
-    assert pack_frozen_linear([copy.deepcopy(model)], limit_gb=0) == 0
-    assert pack_frozen_linear([model], limit_gb=2 * size / 1e9) == 2 * size
+    assert pack_frozen_linear([copy.deepcopy(model)], dtype=torch.float32, limit_gb=0) == 0
+    assert pack_frozen_linear([model], dtype=torch.float32, limit_gb=2 * size / 1e9) == 2 * size
     assert [type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)] == [
         PackedLinear, nn.Linear, PackedLinear, nn.Linear,
     ]  # fmt: skip
     assert list(model.state_dict()) == keys
-    unpack(model)
+    unpack([model])
     assert packed_layers(model) == []
 
 
 @pytest.mark.parametrize("limit", [-1, float("nan"), "1", None, True])
 def test_a_bound_is_a_number(limit: Any) -> None:
     with pytest.raises(ConfigError, match="model.packed_gb is .*; accepted: numbers from 0"):
-        pack_frozen_linear([frozen()], limit_gb=limit)
+        check_limit(limit)
+
+
+@packs
+@torch.no_grad()
+def test_a_new_parameter_in_the_same_memory_is_another_weight() -> None:
+    layer, x = PackedLinear(frozen()), torch.randn(8, 16)
+    layer.weight.mul_(2)
+    layer(x)
+    layer.weight = nn.Parameter(layer.weight.data, requires_grad=False)
+    layer.weight.fill_(1.0)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
+
+
+@packs
+def test_other_types_and_inference_tensors_go_to_torch() -> None:
+    x = torch.randn(8, 16)
+    with torch.no_grad():
+        for layer, rows in ((PackedLinear(frozen()).double(), x.double()), (PackedLinear(frozen()).half(), x.half())):
+            assert torch.equal(layer(rows), F.linear(rows, layer.weight, layer.bias))
+    with torch.inference_mode():
+        made = PackedLinear(nn.Linear(16, 24).requires_grad_(False))
+        assert torch.equal(made(x), F.linear(x, made.weight, made.bias))
+    model = nn.Sequential(frozen(), frozen(16, dtype=torch.bfloat16))
+    assert pack_frozen_linear([model], dtype=torch.float32, limit_gb=1) == 24 * 16 * 4  # the other would never be used
 
 
 @packs
@@ -142,6 +166,6 @@ def test_a_model_says_the_same(tmp_path: Path, arch: str, monkeypatch: pytest.Mo
 def test_a_torch_without_the_operations_computes_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "can_pack", lambda dtype: False)
     model = nn.Sequential(frozen())
-    assert pack_frozen_linear([model], limit_gb=1) == 0 and type(model[0]) is nn.Linear
+    assert pack_frozen_linear([model], dtype=torch.float32, limit_gb=1) == 0 and type(model[0]) is nn.Linear
     x = torch.randn(8, 16)
     assert torch.equal(linear(x, model[0].weight, model[0].bias, None), model(x))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import BertConfig
 
+from lavis.models import load_model_from_config
 from lavis.models.qformer import EncoderTokens, KeyLinear, QFormer
+from tests import tiny
 
 
 def small() -> QFormer:
@@ -75,3 +79,21 @@ def test_passes_at_once_are_the_passes(wanted: tuple[str, ...], limited: bool) -
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("losses", "idle"),
+    [
+        ({"itc": 1, "itm": 1, "lm": 1}, []),
+        ({"itc": 0, "itm": 0, "lm": 1}, ["output_query", "text_proj"]),
+        ({"itc": 0, "itm": 1, "lm": 0}, ["cls.", "text_proj"]),
+    ],
+)
+def test_parameters_that_no_loss_reaches_have_no_gradient(tmp_path: Path, losses: dict[str, int], idle: list[str]) -> None:
+    """AdamW leaves those alone; a gradient of zero would let it shrink them."""
+    model = load_model_from_config(tiny.model_config(tmp_path, "blip2", modalities={"image": {"losses": losses}})).train()
+    model(tiny.image_batch(rows=4)).loss.backward()
+    last = f"layer.{len(model.Qformer.bert.encoder.layer) - 1}."
+    without = [name for name, param in model.named_parameters() if param.requires_grad and param.grad is None]
+    for part in ("output_query", "cls.", "text_proj"):
+        assert any(part in name and (last in name or "layer." not in name) for name in without) == (part in idle), part
