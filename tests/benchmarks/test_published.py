@@ -12,6 +12,7 @@ from benchmarks import sizes
 from benchmarks.published.model import Published, PublishedStep
 from benchmarks.published.points import farthest_points
 from benchmarks.work import one, spread
+from lavis.common.seeding import clear_step
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def backward(side: Any, samples: dict[str, Any], parameters: list[torch.nn.Parameter]) -> tuple[dict[str, float], list[Any]]:
+    clear_step()  # of a training in another test: hard negatives would be drawn by it, on our side alone
     torch.manual_seed(1)
     losses = side(samples)
     losses["loss"].backward()
