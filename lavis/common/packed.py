@@ -2,9 +2,9 @@
 
 A product of few rows (the beams of a decode step) takes as long as its weights take to be read, and one in low precision with a
 bias is two operations in torch. oneDNN's linear layer over weights that it has put into its own order once is faster for both.
-Measured against `F.linear` on two cores with AMX, weights from main memory, layers 384 to 2048 wide: in float32 1.2 to 1.8 times
-for 40 rows and the same from 256 on; in bfloat16 1.5 to 1.9 times for 40 rows, 1.1 to 2 times for more. The order costs a second
-copy of the weights, so it is used up to a bound (`model.packed_gb`).
+Measured against `F.linear` on two cores with AMX, weights from main memory, layers 384 to 2048 wide: in float32 1.0 to 1.8 times
+for 40 rows and about the same from 256 on; in bfloat16 1.4 to 1.9 times for 40 rows, mostly 1.1 to 2 times for more (a few
+shapes were slower). The order costs a second copy of the weights, so it is used up to a bound (`model.packed_gb`).
 
 The operations are among those that torch.compile itself uses for linear layers; a torch without them computes as ever.
 """
@@ -25,8 +25,8 @@ from lavis.common.precision import autocast_of
 
 logger = logging.getLogger(__name__)
 
-FEWEST_ROWS = 4  # below, F.linear is faster
-MOST_ROWS = 256  # from here on F.linear is as fast in float32
+FEWEST_ROWS = 4  # F.linear was faster for 1 row in float32, slower or as fast for 5
+MOST_ROWS = 256  # from here on F.linear is about as fast in float32
 USUAL_ROWS = 64  # what the order is chosen for; others read it as well
 
 
@@ -61,7 +61,7 @@ class Packed:
         return Packed, ()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None) -> Tensor:
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None) -> Tensor:
     """`F.linear` of frozen weights, x [..., in] -> [..., out]; through `packed` where no gradient is wanted and it is faster."""
     if packed is None or not _is_faster(x, weight):
         return F.linear(x, weight, bias)
@@ -93,7 +93,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        return linear(x, self.weight, self.bias, self.packed)
+        return frozen_linear(x, self.weight, self.bias, self.packed)
 
 
 def check_limit(limit_gb: Any) -> None:

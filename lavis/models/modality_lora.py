@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis.common.packed import Packed, linear
+from lavis.common.packed import Packed, frozen_linear
 from lavis.common.precision import autocast_of
 
 
@@ -98,7 +98,7 @@ class ModalityLinear(nn.Linear, loralib.LoRALayer):
         modality = self.router.live
         if modality is None:
             raise RuntimeError("an adapted layer was called outside a route: wrap the call in `with router.route(modality):`")
-        y = linear(x, self.weight, self.bias, self.packed)
+        y = frozen_linear(x, self.weight, self.bias, self.packed)
         a, b = self.lora_A[modality], self.lora_B[modality]
         if autocast_of(x.device) is None and x.dtype != a.dtype:  # a base in low precision, adapters in float32
             return y + (F.linear(F.linear(x.to(a.dtype), a), b) * self.scaling).to(y.dtype)

@@ -302,30 +302,26 @@ class QFormer(nn.Module):
         return self._run(None, (input_ids,), None, torch.cat([prefix, text], dim=2)[:, None], past)[0]
 
     def passes_at_once(
-        self, queries: Tensor, tokens: EncoderTokens, attention_mask: Tensor, *, text: Tensor | None, decoder: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        self, queries: Tensor, tokens: EncoderTokens, attention_mask: Tensor, *, text: Tensor, decoder: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `query_pass`, `text_pass` of the ids `text` and `lm_pass` of the ids `decoder` give, in a pass over one sequence.
 
         The three read the same weights and differ in what may look at what, which a mask says: queries see queries, the text sees
-        itself, the decoder's text sees queries and what is before it. attention_mask [B, L] is of both texts; None leaves a
-        text out. Fewer and larger operations, the same numbers up to rounding.
+        itself, the decoder's text sees queries and what is before it. attention_mask [B, L] is of both texts; a decoder of None
+        is left out. Fewer and larger operations, the same numbers up to rounding.
         """
-        parts = [(ids, is_decoder) for ids, is_decoder in ((text, False), (decoder, True)) if ids is not None]
+        texts = [text] if decoder is None else [text, decoder]
         (rows, length), start = attention_mask.shape, queries.shape[1]
-        size = start + length * len(parts)
+        size, end = start + length * len(texts), start + length
+        own = attention_mask.bool()[:, None, :]
         mask = torch.zeros(rows, size, size, dtype=torch.bool, device=queries.device)
         mask[:, :start, :start] = True
-        own, causal = (
-            attention_mask.bool()[:, None, :],
-            torch.ones(length, length, dtype=torch.bool, device=queries.device).tril(),
-        )
-        for place, (_, is_decoder) in enumerate(parts):
-            here = slice(start + place * length, start + (place + 1) * length)
-            mask[:, here, here] = own & causal if is_decoder else own
-            mask[:, here, :start] = is_decoder
-        x = self._run(queries, [ids for ids, _ in parts], tokens, mask[:, None])[0]
-        of_text = None if text is None else x[:, start : start + length]
-        return x[:, :start], of_text, None if decoder is None else x[:, -length:]
+        mask[:, start:end, start:end] = own
+        if decoder is not None:
+            mask[:, end:, :start] = True
+            mask[:, end:, end:] = own & torch.ones(length, length, dtype=torch.bool, device=queries.device).tril()
+        x = self._run(queries, texts, tokens, mask[:, None])[0]
+        return x[:, :start], x[:, start:end], None if decoder is None else x[:, end:]
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> vocabulary logits [..., V]."""

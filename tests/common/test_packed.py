@@ -14,7 +14,7 @@ from torch import nn
 
 from lavis.common import packed
 from lavis.common.errors import ConfigError
-from lavis.common.packed import Packed, PackedLinear, can_pack, check_limit, linear, pack_frozen_linear, unpack
+from lavis.common.packed import Packed, PackedLinear, can_pack, check_limit, frozen_linear, pack_frozen_linear, unpack
 from lavis.models import load_model_from_config
 from lavis.models.modality_lora import ModalityLinear
 from tests import tiny
@@ -168,4 +168,4 @@ def test_a_torch_without_the_operations_computes_as_ever(monkeypatch: pytest.Mon
     model = nn.Sequential(frozen())
     assert pack_frozen_linear([model], dtype=torch.float32, limit_gb=1) == 0 and type(model[0]) is nn.Linear
     x = torch.randn(8, 16)
-    assert torch.equal(linear(x, model[0].weight, model[0].bias, None), model(x))
+    assert torch.equal(frozen_linear(x, model[0].weight, model[0].bias, None), model(x))
