@@ -18,7 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
     packages=find_packages(include=["lavis", "lavis.*"]),
-    package_data={"lavis": ["configs/**/*.yaml", "evaluation/templates/*", "serving/static/*"]},
+    package_data={"lavis": ["configs/**/*.yaml", "report/templates/*", "serving/static/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

@@ -25,8 +25,8 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from lavis.evaluation import tokenizer
-from lavis.evaluation.caption import caption_metrics
+from lavis.evaluation.captions import tokenizer
+from lavis.evaluation.captions.caption import caption_metrics
 
 METRICS = ("Bleu", "ROUGE_L", "CIDEr")
 MARKS: tuple[tuple[float, Callable[[str], str]], ...] = (  # share of captions, what is done to them

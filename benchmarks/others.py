@@ -20,7 +20,7 @@ from benchmarks.work import Bench, Row
 from lavis.common.checkpoint import load_checkpoint_file, save_checkpoint
 from lavis.common.registry import registry
 from lavis.datasets.loaders import TaskLoader
-from lavis.evaluation import tokenizer
+from lavis.evaluation.captions import tokenizer
 from lavis.models.encoders.point_ops import group_points
 
 PICTURES, EXPRESSIONS, PICTURE = 24, 6, (640, 480)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from lavis.common.config import Config
-from lavis.datasets.quickstart import generate
+from lavis.quickstart.scenes import generate
 from lavis.runners.faults import SkippedSteps
 from lavis.runners.launch import build_runner
 from lavis.runners.runner_base import RunnerBase

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from lavis.common.checkpoint import load_checkpoint_file
-from lavis.datasets.quickstart import generate
-from lavis.datasets.quickstart_clouds import generate_clouds
+from lavis.quickstart.clouds import generate_clouds
+from lavis.quickstart.scenes import generate
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

@@ -24,9 +24,11 @@ MAY_IMPORT = {
     "datasets": {"common", "processors", "datasets"},
     "evaluation": {"common", "datasets", "evaluation"},
     "models": {"common", "processors", "datasets.geometry", "models"},
-    "tasks": {"common", "datasets", "evaluation", "tasks"},
-    "serving": {"common", "processors", "datasets", "models", "evaluation.cloud_pictures", "serving"},
-    "runners": {"common", "datasets.joined", "datasets.loaders", "datasets.samples", "tasks", "runners"},
+    "tasks": {"common", "datasets", "evaluation", "report", "tasks"},
+    "runners": {"common", "datasets.wrappers", "datasets.loaders", "datasets.datasets", "tasks", "runners"},
+    "report": {"common", "datasets", "evaluation", "report"},
+    "quickstart": {"common", "datasets", "evaluation", "report", "quickstart"},
+    "serving": {"common", "processors", "datasets", "models", "report", "quickstart", "serving"},
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lavis.common.config import Config, dataset_defaults, model_defaults
 from lavis.common.registry import registry
-from lavis.datasets.builder import dataset_zoo
+from lavis.datasets.builders.base_dataset_builder import dataset_zoo
 from lavis.models import load_model_from_config, model_zoo
 from lavis.processors import load_processor
 from lavis.runners.checks import check_run

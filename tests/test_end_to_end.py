@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import train
-from lavis.datasets.quickstart import generate
+from lavis.quickstart.scenes import generate
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

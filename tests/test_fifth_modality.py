@@ -20,7 +20,7 @@ from tests import tiny
 USER_MODULE = '''
 """A user's own data set of CAD parts: the layout of Objaverse, read by a class of the user's."""
 from lavis.common.registry import registry
-from lavis.datasets.objaverse import PointcloudCaptionBuilder
+from lavis.datasets.datasets.objaverse import PointcloudCaptionBuilder
 
 
 @registry.register_builder("toy_cad")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from lavis.common.checkpoint import load_checkpoint_file
-from lavis.evaluation.results_table import Result, read_run, tables
-from lavis.models import lemmatizer
+from lavis.models.inference import lemmatizer
+from lavis.report.results_table import Result, read_run, tables
 from tests import miniature, parity
 from tests.miniature import Miniature, runs
 from tests.miniature.runs import Run

@@ -15,7 +15,7 @@ assert pathlib.Path(lavis.__file__).is_relative_to(pathlib.Path.cwd()), lavis.__
 from lavis.common.config import merge_model_config
 from lavis.models import model_zoo
 from lavis.datasets import dataset_zoo
-from lavis.evaluation.pages import TEMPLATES
+from lavis.report.pages import TEMPLATES
 assert merge_model_config({"arch": "regionblip_t5"}).vit.depth == 39
 assert "coco_caption" in dataset_zoo.get_names() and len(model_zoo) >= 5
 assert (TEMPLATES / "report.html").is_file() and (TEMPLATES / "gallery.js").is_file()

@@ -20,9 +20,9 @@ import yaml
 
 from lavis.common import dist_utils
 from lavis.common.config import Config
-from lavis.datasets.quickstart import generate
-from lavis.datasets.quickstart_clouds import generate_clouds
 from lavis.models import losses
+from lavis.quickstart.clouds import generate_clouds
+from lavis.quickstart.scenes import generate
 from lavis.runners.launch import build_runner
 from tests import tiny
 from tests.distributed import run_distributed

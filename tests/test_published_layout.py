@@ -14,9 +14,9 @@ import evaluate
 import train
 from lavis.common import config as config_module
 from lavis.common.config import Config, load_yaml
-from lavis.datasets.quickstart import generate
-from lavis.datasets.quickstart_clouds import generate_clouds
 from lavis.models import load_model_from_config
+from lavis.quickstart.clouds import generate_clouds
+from lavis.quickstart.scenes import generate
 from tests import tiny
 
 PUBLISHED = Path(__file__).parent / "fixtures" / "published_layout.yaml"

@@ -23,7 +23,7 @@ import pytest
 import torch
 import transformers
 
-from lavis.datasets.quickstart import generate
+from lavis.quickstart.scenes import generate
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = Path(__file__).parent / "fixtures" / "smoke_log.jsonl"

@@ -29,7 +29,7 @@ from lavis.common.errors import ConfigError
 from lavis.datasets.checking import Depth, check_datasets
 from lavis.datasets.findings import FileCheck, SplitCheck
 from lavis.evaluation.files import write_text
-from lavis.models.file_checks import check_model_files
+from lavis.models.weights.file_checks import check_model_files
 from lavis.runners.checks import check_run
 from lavis.tasks import setup_task
 from lavis.tasks.scoring_checks import scoring_errors

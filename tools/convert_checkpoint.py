@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lavis.models.convert import convert
-from lavis.models.weights import LAYOUTS
+from lavis.models.weights.convert import convert
+from lavis.models.weights.layouts_all import LAYOUTS
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,9 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from lavis.evaluation.caption import EXTRA, METRICS, metric_versions, score_captions
+from lavis.evaluation.captions.caption import EXTRA, METRICS, metric_versions, score_captions
+from lavis.evaluation.captions.score_file import file_hash, write_scores
 from lavis.evaluation.files import read_json
-from lavis.evaluation.score_file import file_hash, write_scores
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from lavis.common.config import Config
-from lavis.models.export import checked_modality, export_llm, save_prompts
 from lavis.models.language import Decoding
+from lavis.models.weights.export import checked_modality, export_llm, save_prompts
 from lavis.serving.captioner import Captioner
 from lavis.serving.images import open_image
 from lavis.serving.loading import load_captioner

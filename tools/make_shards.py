@@ -24,14 +24,14 @@ from lavis.common.config import Config
 from lavis.common.errors import ConfigError, listed
 from lavis.common.paths import get_cache_root
 from lavis.common.registry import registry
-from lavis.datasets.captions import CaptionDataset, ImageDataset
 from lavis.datasets.convert import shards
 from lavis.datasets.convert.batch import available_cores, check_settings, run_batch
 from lavis.datasets.convert.problems import Problems
-from lavis.datasets.regions import RegionDataset
-from lavis.datasets.shard_catalogue import Catalogue, find_shards, make_indexes
-from lavis.datasets.shard_index import KINDS
-from lavis.datasets.shards import ShardDataset
+from lavis.datasets.datasets.captions import CaptionDataset, ImageDataset
+from lavis.datasets.datasets.regions import RegionDataset
+from lavis.datasets.shards.catalogue import Catalogue, find_shards, make_indexes
+from lavis.datasets.shards.datasets import ShardDataset
+from lavis.datasets.shards.index import KINDS
 from lavis.processors import BaseProcessor
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}

@@ -13,9 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from lavis.common.curves import read_runs
 from lavis.common.errors import ConfigError
-from lavis.evaluation.curves_figure import write_curves
+from lavis.report.curves import read_runs
+from lavis.report.curves_figure import write_curves
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lavis.evaluation.ground_truth import build_crop_ground_truth, published_path
+from lavis.evaluation.captions.ground_truth import build_crop_ground_truth, published_path
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lavis.evaluation.results_table import notes, read_run, tables
-from lavis.evaluation.table_formats import FORMATS
+from lavis.report.results_table import notes, read_run, tables
+from lavis.report.table_formats import FORMATS
 
 
 def main(arguments: list[str] | None = None) -> int:

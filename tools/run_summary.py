@@ -14,7 +14,7 @@ import sys
 
 from lavis.common.errors import ConfigError
 from lavis.common.paths import resolve
-from lavis.evaluation.run_summary import write_summary
+from lavis.report.run_summary import write_summary
 
 
 def main(arguments: list[str] | None = None) -> int:

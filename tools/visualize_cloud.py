@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lavis.common.paths import resolve
 from lavis.datasets.cloud_files import read_cloud
-from lavis.evaluation.file_pictures import cloud_picture, save_png
+from lavis.report.file_pictures import cloud_picture, save_png
 
 
 def main(arguments: list[str] | None = None) -> int:

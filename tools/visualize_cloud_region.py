@@ -23,9 +23,9 @@ import numpy as np
 from lavis.common.paths import resolve
 from lavis.datasets.cloud_files import read_cloud
 from lavis.datasets.cloud_geometry import box_of
-from lavis.datasets.samples import BadSample
-from lavis.datasets.scanrefer import scene_with_box
-from lavis.evaluation.file_pictures import cloud_picture, save_png
+from lavis.datasets.datasets.base_dataset import BadSample
+from lavis.datasets.datasets.scanrefer import scene_with_box
+from lavis.report.file_pictures import cloud_picture, save_png
 
 
 def boxes_of(given: argparse.Namespace) -> list[Any]:

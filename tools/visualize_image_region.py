@@ -17,7 +17,7 @@ from PIL import Image
 
 from lavis.common.paths import resolve
 from lavis.datasets.geometry import as_boxes, xywh_to_xyxy
-from lavis.evaluation.file_pictures import boxes_picture, save_png
+from lavis.report.file_pictures import boxes_picture, save_png
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
-from lavis.datasets.builder import BaseDatasetBuilder
-from lavis.datasets.captions import KEPT_IMAGES, CaptionedDataset, ImageDataset
+from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
+from lavis.datasets.datasets.base_dataset import AnnotationError, BadSample, BaseDataset, RecentlyUsed, Row
+from lavis.datasets.datasets.captions import KEPT_IMAGES, CaptionedDataset, ImageDataset
+from lavis.datasets.datasets.vqa import VQADataset
 from lavis.datasets.findings import NAMED, Findings, Hashes, SplitCheck
-from lavis.datasets.samples import AnnotationError, BadSample, BaseDataset, RecentlyUsed, Row
-from lavis.datasets.shards import ShardDataset
-from lavis.datasets.vqa import VQADataset
+from lavis.datasets.shards.datasets import ShardDataset
 
 logger = logging.getLogger(__name__)
 

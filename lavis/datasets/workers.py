@@ -22,7 +22,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lavis.common.errors import ConfigError
-from lavis.datasets.samples import AnnotationError
+from lavis.datasets.datasets.base_dataset import AnnotationError
 
 PID, EPOCH, INDEX, READING, FIELDS = range(5)  # a worker's note; index -1: none yet; reading 0: it is through with the sample
 BROKEN = (OSError, EOFError, pickle.UnpicklingError)  # what reading from a worker that is gone may raise

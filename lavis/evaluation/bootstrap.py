@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lavis.evaluation.scorers import Score
+from lavis.evaluation.captions.scorers import Score
 
 LEVEL = 0.95
 METHOD = (

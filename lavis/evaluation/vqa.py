@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lavis.evaluation.captions.ground_truth import some
 from lavis.evaluation.files import read_json
-from lavis.evaluation.ground_truth import some
 
 logger = logging.getLogger(__name__)
 

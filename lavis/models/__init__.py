@@ -14,7 +14,7 @@ from lavis.common.precision import building_for
 from lavis.common.registry import registry
 from lavis.common.zoo import Zoo
 from lavis.models.base_model import BaseModel
-from lavis.models.pretrained import find, pretrained_config
+from lavis.models.weights.pretrained import find, pretrained_config
 from lavis.processors import load_processor
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def load_model(
     *,
     overrides: Mapping[str, Any] | DictConfig | None = None,
 ) -> BaseModel:
-    """LAVIS' loader: a registered arch and type with the weights that the type names (lavis/models/pretrained.py).
+    """LAVIS' loader: a registered arch and type with the weights that the type names (lavis/models/weights/pretrained.py).
 
     `checkpoint` is loaded over them; the type's own trained file may then be absent. `overrides`: model keys, paths and sizes
     among them, that go over those of the type. ConfigError names each file that cannot be had and the key that says where it

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from lavis.common.config import ConfigError
-from lavis.models.weights import LoadReport
+from lavis.models.weights.layouts_all import LoadReport
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class BaseModel(nn.Module):
     @classmethod
     def from_pretrained(cls, model_type: str) -> BaseModel:
         """Build a type with the weights that its default YAML names; ConfigError names those that cannot be had."""
-        from lavis.models.pretrained import pretrained_config  # it needs the parts, which need this module's neighbours
+        from lavis.models.weights.pretrained import pretrained_config  # it needs the parts, which need this module's neighbours
 
         arch = OmegaConf.load(Path(__file__).parents[1] / cls.default_config_path(model_type)).model.arch
         return cls.from_config(pretrained_config(arch, model_type))

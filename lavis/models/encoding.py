@@ -23,7 +23,7 @@ from lavis.common.precision import without_autocast
 from lavis.common.seeding import step_draws
 from lavis.models import parts
 from lavis.models.modality import Modality
-from lavis.models.qformer import EncoderTokens
+from lavis.models.qformer.qformer import EncoderTokens
 
 
 class Encoding:
@@ -63,7 +63,7 @@ class Encoding:
     def encode(self: Any, samples: Mapping[str, Any], row: Modality) -> EncoderTokens:
         """Encoder tokens of a batch [I, T, C]; each input is encoded once, however many rows read it (`image_index`,
         `pointcloud_index`). `point_groups` [I, G, 1 + K]: the groups of the clouds, where a dataset found them
-        (`lavis.common.point_groups`).
+        (`lavis.processors.point_groups`).
 
         Samples may hold what a frozen encoder gave earlier in place of its inputs: `image_features` [I, T, C], as `vit_tokens`
         returns them; `pointcloud_features` [I, 1 + groups, C] with `pointcloud_centres` [I, groups, 3], as `point_tokens` does.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis.common.config import ConfigError
-from lavis.models.region import REGION_KINDS, RegionPosition
+from lavis.models.regions.box_mlp import REGION_KINDS, RegionPosition
 
 ENCODERS = ("image", "pointcloud")
 QFORMERS = ("Qformer", "Qformer_pc")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lavis.models.qformer import EncoderTokens, KeyValue
+from lavis.models.qformer.qformer import EncoderTokens, KeyValue
 
 
 @dataclass

@@ -21,11 +21,11 @@ from lavis.common.precision import PRECISIONS, frozen_dtype
 from lavis.models.encoders.clip_vit import ClipViT
 from lavis.models.encoders.eva_vit import EvaViT, fit_vit_state_dict
 from lavis.models.encoders.point_bert import PointBert
+from lavis.models.inference.lemmatizer import load_lemmatizer
 from lavis.models.language import CausalLM, LanguageModel, Seq2SeqLM
 from lavis.models.language.base import has_words
-from lavis.models.lemmatizer import load_lemmatizer
-from lavis.models.qformer import QFormer
-from lavis.models.weights import KeyMap, load_into
+from lavis.models.qformer.qformer import QFormer
+from lavis.models.weights.layouts_all import KeyMap, load_into
 
 logger = logging.getLogger(__name__)
 

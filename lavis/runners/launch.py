@@ -18,7 +18,7 @@ from lavis.common.paths import resolve
 from lavis.common.precision import building_for
 from lavis.common.registry import registry
 from lavis.common.seeding import seed_everything
-from lavis.datasets.samples import AnnotationError
+from lavis.datasets.datasets.base_dataset import AnnotationError
 from lavis.runners import failures
 from lavis.runners.checks import check_model, check_run, check_weight_sources
 from lavis.runners.faults import TooManySkippedSteps

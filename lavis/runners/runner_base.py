@@ -15,8 +15,8 @@ from lavis.common.optims import build_lr_scheduler, build_optimizer
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
 from lavis.common.seeding import rng_state, set_rng_state
-from lavis.datasets.joined import join
 from lavis.datasets.loaders import MixedLoader, TaskLoader
+from lavis.datasets.wrappers.joined import join
 from lavis.runners import signals
 from lavis.runners.attempts import Attempt
 from lavis.runners.evaluation import evaluate_dataset, evaluations

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from lavis.datasets import cloud_geometry
-from lavis.datasets.samples import RecentlyUsed
-from lavis.datasets.scanrefer import COLOR_SCALE, MEAN_COLOR
+from lavis.datasets.datasets.base_dataset import RecentlyUsed
+from lavis.datasets.datasets.scanrefer import COLOR_SCALE, MEAN_COLOR
 from lavis.serving.boxes import region_corners
 
 KEPT = 8  # pictures and clouds whose encoder tokens are kept

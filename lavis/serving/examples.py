@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from lavis.common.files import replacing
-from lavis.datasets.quickstart import draw_scene
-from lavis.datasets.quickstart_clouds import draw_room, tight_boxes, y_up
-from lavis.datasets.quickstart_objects import Thing3D, draw_object
-from lavis.datasets.quickstart_things import split_scans
+from lavis.quickstart.clouds import draw_room, tight_boxes, y_up
+from lavis.quickstart.objects import Thing3D, draw_object
+from lavis.quickstart.scenes import draw_scene
+from lavis.quickstart.things import split_scans
 
 SEED = 7000  # of no data set of the quickstart
 OBJECTS = (Thing3D("chair", "tall", "standing"), Thing3D("table", "low", "leaning"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from lavis.common.errors import ConfigError
 from lavis.datasets.cloud_files import READERS
-from lavis.datasets.samples import read_annotations
+from lavis.datasets.datasets.base_dataset import read_annotations
 from lavis.serving.images import SUFFIXES
 
 KINDS = ("image", "image_region", "pointcloud", "pointcloud_region")  # the order in which they are captioned

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lavis.datasets.cloud_files import read_cloud
-from lavis.evaluation.cloud_pictures import render_cloud
+from lavis.report.cloud_pictures import render_cloud
 from lavis.serving.captioner import Captioner
 from lavis.serving.examples import Example
 from lavis.serving.images import open_image

@@ -15,12 +15,12 @@ from lavis.common import dist_utils
 from lavis.common.errors import ConfigError, listed, unknown
 from lavis.common.paths import resolve
 from lavis.common.registry import registry
-from lavis.evaluation.caption import EXTRA, METRICS, build_ground_truth, metric_versions, score_captions
-from lavis.evaluation.gallery import Gallery, write_gallery
-from lavis.evaluation.ground_truth import read_references, some
-from lavis.evaluation.java_metrics import package_version
-from lavis.evaluation.run_summary import write_summary
-from lavis.evaluation.score_file import write_scores
+from lavis.evaluation.captions.caption import EXTRA, METRICS, build_ground_truth, metric_versions, score_captions
+from lavis.evaluation.captions.ground_truth import read_references, some
+from lavis.evaluation.captions.java_metrics import package_version
+from lavis.evaluation.captions.score_file import write_scores
+from lavis.report.gallery import Gallery, write_gallery
+from lavis.report.run_summary import write_summary
 from lavis.tasks.base_task import BaseTask, Row, batch_length, count_samples, gather_rows, save_result
 
 logger = logging.getLogger(__name__)

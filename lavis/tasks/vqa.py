@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from lavis.common import dist_utils
 from lavis.common.errors import ConfigError, unknown
 from lavis.common.registry import registry
-from lavis.evaluation.ground_truth import some
+from lavis.evaluation.captions.ground_truth import some
 from lavis.evaluation.vqa import gqa_metrics, read_annotations, vqa_metrics
 from lavis.tasks.base_task import BaseTask, Row, batch_length, count_samples, gather_rows, save_result
 

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from lavis.common.checkpoint import find_latest, load_checkpoint_file
 from lavis.common.config import Config
-from lavis.datasets.quickstart import generate
 from lavis.models import load_model_from_config
+from lavis.quickstart.scenes import generate
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import OPTConfig, OPTForCausalLM
 
-from lavis.datasets.quickstart_clouds import cloud_texts, cloud_vocabulary
+from lavis.quickstart.clouds import cloud_texts, cloud_vocabulary
 
 log = logging.getLogger("pretrain_lm")
 

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lavis.datasets import cloud_geometry
-from lavis.datasets.quickstart_clouds import OBJECT_POINTS, draw_room, y_up
-from lavis.datasets.quickstart_objects import KINDS, POSTURES, PROPORTIONS, Thing3D, draw_object, random_thing
 from lavis.models.encoders.point_bert import PointBert
 from lavis.models.encoders.point_ops import group_points
+from lavis.quickstart.clouds import OBJECT_POINTS, draw_room, y_up
+from lavis.quickstart.objects import KINDS, POSTURES, PROPORTIONS, Thing3D, draw_object, random_thing
 
 log = logging.getLogger("pretrain_pointbert")
 

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lavis.datasets.quickstart_things import CELL, COLOURS, GRID, KINDS, PICTURE, CutOuts, split_scans
 from lavis.models.encoders.eva_vit import EvaViT
+from lavis.quickstart.things import CELL, COLOURS, GRID, KINDS, PICTURE, CutOuts, split_scans
 
 log = logging.getLogger("pretrain_vit")
 

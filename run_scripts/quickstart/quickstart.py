@@ -27,8 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lavis.common.checkpoint import file_hash, find_latest
-from lavis.datasets.quickstart import generate
-from lavis.datasets.quickstart_clouds import generate_clouds
+from lavis.quickstart.clouds import generate_clouds
+from lavis.quickstart.scenes import generate
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

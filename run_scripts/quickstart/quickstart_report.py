@@ -20,8 +20,8 @@ from safetensors import safe_open
 
 import lavis
 from lavis.evaluation import attributes
-from lavis.evaluation.caption import caption_metrics
-from lavis.evaluation.report import write_report_html
+from lavis.evaluation.captions.caption import caption_metrics
+from lavis.report.report import write_report_html
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CAPTION_METRICS = ("CIDEr", "Bleu_4", "ROUGE_L")

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from lavis.datasets import quickstart_objects, quickstart_things
-from lavis.datasets.cap3d import read_lines
 from lavis.datasets.cloud_geometry import object_region_id
+from lavis.datasets.datasets.cap3d import read_lines
 from lavis.datasets.geometry import region_id
 from lavis.evaluation.attributes import Thing, Vocabulary
-from lavis.evaluation.cloud_pictures import render_cloud
+from lavis.quickstart import objects as quickstart_objects
+from lavis.quickstart import things as quickstart_things
+from lavis.report.cloud_pictures import render_cloud
 
 
 def read(path: Path) -> Any:

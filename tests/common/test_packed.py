@@ -16,7 +16,7 @@ from lavis.common import packed
 from lavis.common.errors import ConfigError
 from lavis.common.packed import Packed, PackedLinear, can_pack, check_limit, frozen_linear, pack_frozen_linear, unpack
 from lavis.models import load_model_from_config
-from lavis.models.modality_lora import ModalityLinear
+from lavis.models.qformer.lora import ModalityLinear
 from tests import tiny
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

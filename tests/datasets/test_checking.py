@@ -107,7 +107,7 @@ def test_a_picture_cut_short_is_found_when_all_are_decoded(folder: Path) -> None
 
 
 def test_what_is_accepted_is_what_training_accepts(folder: Path) -> None:
-    from lavis.datasets.regions import GeneralBoxCaptionBuilder
+    from lavis.datasets.datasets.regions import GeneralBoxCaptionBuilder
 
     path = write_json(folder / "train.json", damage(folder))
     block = pictures(folder, train=[path])
@@ -262,7 +262,7 @@ def test_shapes(tmp_path: Path) -> None:
 
 
 def test_what_ends_a_run_is_told_like_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lavis.datasets.captions import CaptionDataset
+    from lavis.datasets.datasets.captions import CaptionDataset
 
     real = CaptionDataset.load
 

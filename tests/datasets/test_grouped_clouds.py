@@ -11,13 +11,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lavis.common import point_groups
 from lavis.common.config import merge_dataset_config
 from lavis.common.errors import ConfigError
-from lavis.datasets import clouds
-from lavis.datasets.objaverse import ObjectCaptionDataset
-from lavis.datasets.scanrefer import ScanReferEvalDataset
+from lavis.datasets.datasets import clouds
+from lavis.datasets.datasets.objaverse import ObjectCaptionDataset
+from lavis.datasets.datasets.scanrefer import ScanReferEvalDataset
 from lavis.models import load_model_from_config
+from lavis.processors import point_groups
 from lavis.tasks.base_task import BaseTask
 from tests import tiny
 from tests.datasets.files import cloud_options, write_json, write_object, write_scene

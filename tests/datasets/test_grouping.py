@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from lavis.common.errors import ConfigError
-from lavis.datasets.captions import CaptionDataset
-from lavis.datasets.joined import join
+from lavis.datasets.datasets.captions import CaptionDataset
+from lavis.datasets.datasets.regions import RegionDataset
+from lavis.datasets.datasets.scanrefer import ScanReferDataset
 from lavis.datasets.loaders import TaskLoader
 from lavis.datasets.orders import group_numbers, grouped_permutation
-from lavis.datasets.regions import RegionDataset
-from lavis.datasets.scanrefer import ScanReferDataset
+from lavis.datasets.wrappers.joined import join
 from lavis.processors import load_processor
 from tests.datasets.files import cloud_options, options, write_images, write_json, write_scene
 

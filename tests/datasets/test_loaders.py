@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from lavis.datasets.captions import CaptionDataset
+from lavis.datasets.datasets.base_dataset import Batch
+from lavis.datasets.datasets.captions import CaptionDataset
 from lavis.datasets.loaders import MixedLoader, TaskLoader, batch_bounds, eval_bounds, eval_loader, share
 from lavis.datasets.orders import permutation
-from lavis.datasets.samples import Batch
 from lavis.processors import load_processor
 from tests.datasets.files import options, write_images, write_json
 

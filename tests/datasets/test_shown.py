@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lavis.datasets.captions import CaptionEvalDataset
-from lavis.datasets.crops import CropEvalDataset
-from lavis.datasets.modelnet import ShapeEvalDataset
-from lavis.datasets.objaverse import ObjectCaptionEvalDataset
-from lavis.datasets.regions import RegionEvalDataset
-from lavis.datasets.samples import BadSample
-from lavis.datasets.scanrefer import ScanReferEvalDataset
-from lavis.models.region_features import corners_in_space
-from tests.datasets import test_modelnet
+from lavis.datasets.datasets.base_dataset import BadSample
+from lavis.datasets.datasets.captions import CaptionEvalDataset
+from lavis.datasets.datasets.crops import CropEvalDataset
+from lavis.datasets.datasets.modelnet import ShapeEvalDataset
+from lavis.datasets.datasets.objaverse import ObjectCaptionEvalDataset
+from lavis.datasets.datasets.regions import RegionEvalDataset
+from lavis.datasets.datasets.scanrefer import ScanReferEvalDataset
+from lavis.models.regions.geometry import corners_in_space
+from tests.datasets.datasets import test_modelnet
 from tests.datasets.files import cloud_options, options, write_images, write_json, write_object, write_scene
 
 BOX = [0.5, -0.5, 0.25, 1.0, 2.0, 0.5]

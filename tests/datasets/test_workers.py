@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from lavis.common.errors import ConfigError
-from lavis.datasets.captions import CaptionDataset
-from lavis.datasets.joined import JoinedDataset
+from lavis.datasets.datasets.captions import CaptionDataset
 from lavis.datasets.loaders import MixedLoader, TaskLoader, eval_loader
 from lavis.datasets.workers import FIELDS, LINGER, SampleError, WatchedDataset, WorkerDied
+from lavis.datasets.wrappers.joined import JoinedDataset
 from tests.datasets.files import options, write_images, write_json
 
 BAD = 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lavis.evaluation.bootstrap import confidence_intervals
-from lavis.evaluation.scorers import Score, Scorer
+from lavis.evaluation.captions.scorers import Score, Scorer
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tools import check_data
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "run_scripts"
-# Of the toy size that they are, on data of their own: tests/test_smoke.py, tests/datasets/test_quickstart.py
+# Of the toy size that they are, on data of their own: tests/test_smoke.py, tests/quickstart/test_scenes.py
 ELSEWHERE = ("quickstart/", "train/smoke.yaml")
 # Everything that is overridden; the other paths come from environment variables
 OVERRIDDEN = {

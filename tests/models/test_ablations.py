@@ -12,7 +12,7 @@ import torch
 from lavis.common.config import ConfigError
 from lavis.datasets.cloud_geometry import box_corners
 from lavis.models import load_model_from_config
-from lavis.models.modality_lora import ModalityLinear
+from lavis.models.qformer.lora import ModalityLinear
 from tests import tiny
 
 # A ViT and a Point-BERT without blocks: a patch token knows its own pixels, a group token its own points

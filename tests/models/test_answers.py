@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from lavis.common.config import ConfigError
-from lavis.models import lemmatizer, load_model_from_config
-from lavis.models.answering import formatted
+from lavis.models import load_model_from_config
+from lavis.models.inference import lemmatizer
+from lavis.models.inference.answers import formatted
 from lavis.models.language import CausalLM, Seq2SeqLM
-from lavis.models.language.answers import sequence_scores
+from lavis.models.language.scoring import sequence_scores
 from lavis.models.losses import IGNORE
 from lavis.runners.checks import check_model
 from tests import tiny

@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from lavis.common.checkpoint import load_weights, weight_files
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
-from lavis.models.export import export_llm, save_prompts, soft_prompts
 from lavis.models.language import CausalLM, Decoding, Seq2SeqLM
 from lavis.models.language.base import DTYPE_KEY
-from lavis.models.modality_lora import ModalityLinear, adapter_parameters, merge_modality, merged_copy
+from lavis.models.qformer.lora import ModalityLinear, adapter_parameters, merge_modality, merged_copy
+from lavis.models.weights.export import export_llm, save_prompts, soft_prompts
 from tests import hf, tiny
 
 KINDS = ("opt", "llama", "t5")

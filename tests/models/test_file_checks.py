@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lavis.common.checkpoint import CheckpointError, MissingCheckpointError, check_header, save_checkpoint
 from lavis.common.config import merge_model_config
-from lavis.models.file_checks import check_model_files
+from lavis.models.weights.file_checks import check_model_files
 from tests import tiny
 
 STATE = {"a": torch.arange(1000.0), "b": torch.ones(3)}

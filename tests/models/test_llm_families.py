@@ -16,7 +16,7 @@ from lavis.models import load_model_from_config
 from lavis.models.language import CausalLM, Decoding
 from lavis.models.language.beam import processors
 from lavis.models.losses import IGNORE
-from lavis.models.modality_lora import ModalityLinear
+from lavis.models.qformer.lora import ModalityLinear
 from tests import tiny, tiny_llms
 
 PROMPTS = ["a photo of", "a photo of a red square on the left", ""]

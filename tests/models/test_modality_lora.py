@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from lavis.models.modality_lora import ModalityLinear, ModalityRouter, adapter_parameters, inject_modality_lora
+from lavis.models.qformer.lora import ModalityLinear, ModalityRouter, adapter_parameters, inject_modality_lora
 from tests import tiny
 
 IDS = torch.tensor([[2, 9, 11, 13, 15], [2, 8, 10, 12, 14]])

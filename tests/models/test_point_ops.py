@@ -6,7 +6,6 @@ import fpsample
 import pytest
 import torch
 
-from lavis.common import point_groups
 from lavis.models.encoders.point_bert import PointBert
 from lavis.models.encoders.point_ops import (
     _neighbours_by_matrix,
@@ -15,6 +14,7 @@ from lavis.models.encoders.point_ops import (
     group_points,
     nearest_neighbours,
 )
+from lavis.processors import point_groups
 
 
 def cloud(size: int = 300, clouds: int = 2, channels: int = 3) -> torch.Tensor:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from lavis.common.config import ConfigError, model_defaults
 from lavis.common.registry import UnknownNameError, registry
-from lavis.models import load_model, load_model_and_preprocess, load_model_from_config, model_zoo, pretrained
+from lavis.models import load_model, load_model_and_preprocess, load_model_from_config, model_zoo
+from lavis.models.weights import pretrained
 from tests import tiny
 
 TYPES = [

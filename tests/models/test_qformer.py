@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig
 
 from lavis.models import load_model_from_config
-from lavis.models.qformer import EncoderTokens, KeyLinear, QFormer
+from lavis.models.qformer.qformer import EncoderTokens, KeyLinear, QFormer
 from tests import tiny
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lavis.datasets.cloud_geometry import box_corners
-from lavis.models import region_features as rf
+from lavis.models.regions import geometry as rf
 
 
 def test_cells_that_a_box_overlaps() -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
-from lavis.models.retrieval import UNRANKED, Gallery
+from lavis.models.inference.retrieval import UNRANKED, Gallery
 from tests import tiny
 from tests.distributed import run_distributed
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from lavis.common.precision import building_for, frozen_dtype, lowered
 from lavis.models import load_model_from_config
-from lavis.models.attention import attend
 from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, beam, causal
 from lavis.models.language.steps import RowStep, TreeStep
+from lavis.models.qformer.attention import attend
 from tests import tiny
 
 ROWS, BEAMS = 7, 3

@@ -17,12 +17,12 @@ import train
 from lavis.common import feature_cache
 from lavis.common.errors import ConfigError
 from lavis.common.feature_cache import FeatureStore
-from lavis.datasets.captions import CaptionDataset
-from lavis.datasets.quickstart import generate
-from lavis.datasets.regions import RegionDataset, RegionEvalDataset
+from lavis.datasets.datasets.captions import CaptionDataset
+from lavis.datasets.datasets.regions import RegionDataset, RegionEvalDataset
 from lavis.models import load_model_from_config
 from lavis.models.encoders.eva_vit import EvaViT
 from lavis.processors import load_processor
+from lavis.quickstart.scenes import generate
 from lavis.runners.features import open_feature_cache
 from tests import tiny
 from tests.datasets.files import SIZE, options, write_images, write_json

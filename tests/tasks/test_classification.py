@@ -13,7 +13,7 @@ import torch
 
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
-from lavis.datasets.modelnet import ShapeEvalDataset
+from lavis.datasets.datasets.modelnet import ShapeEvalDataset
 from lavis.tasks import setup_task
 from tests.datasets.files import cloud_options
 from tests.runners.fakes import FakeDataset, FakeModel, config

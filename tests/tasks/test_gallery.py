@@ -12,7 +12,7 @@ import torch
 
 from lavis.runners.evaluation import evaluate_dataset
 from lavis.tasks import captioning, setup_task
-from tests.evaluation import shown
+from tests.report import shown
 from tests.runners.fakes import FakeDataset, FakeModel, config
 
 

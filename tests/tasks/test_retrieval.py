@@ -15,7 +15,7 @@ import evaluate
 import train
 from lavis.common import dist_utils
 from lavis.common.errors import ConfigError
-from lavis.datasets.retrieval import ObjectRetrievalDataset, PictureRetrievalDataset
+from lavis.datasets.datasets.retrieval import ObjectRetrievalDataset, PictureRetrievalDataset
 from lavis.models import load_model_from_config
 from lavis.processors import load_processor
 from lavis.runners.evaluation import evaluate_dataset

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from lavis.common.config import Config
-from lavis.datasets.captions import CaptionEvalDataset
-from lavis.datasets.vqa import VQAEvalDataset
-from lavis.evaluation.ground_truth import build_ground_truth
+from lavis.datasets.datasets.captions import CaptionEvalDataset
+from lavis.datasets.datasets.vqa import VQAEvalDataset
+from lavis.evaluation.captions.ground_truth import build_ground_truth
 from lavis.tasks import setup_task
 from lavis.tasks.scoring_checks import scoring_errors
 from tests.datasets.files import options, write_images, write_json

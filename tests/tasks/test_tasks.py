@@ -12,7 +12,7 @@ import torch
 
 from lavis.common.config import ConfigError
 from lavis.common.registry import registry
-from lavis.evaluation.caption import CaptionScores
+from lavis.evaluation.captions.caption import CaptionScores
 from lavis.tasks import captioning, setup_task
 from lavis.tasks.base_task import batch_length, gather_rows
 from tests.runners.fakes import FakeDataset, FakeModel, config

@@ -12,7 +12,7 @@ import torch
 
 from lavis.common import dist_utils
 from lavis.common.config import ConfigError
-from lavis.datasets.vqa import GQAEvalDataset, VQAEvalDataset
+from lavis.datasets.datasets.vqa import GQAEvalDataset, VQAEvalDataset
 from lavis.processors import load_processor
 from lavis.runners.evaluation import evaluate_dataset
 from lavis.tasks import setup_task

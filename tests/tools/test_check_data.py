@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lavis.datasets.quickstart import generate
+from lavis.quickstart.scenes import generate
 from tests import tiny
 from tests.test_end_to_end import spoil, write_config
 from tools.check_data import main

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from lavis.common.checkpoint import load_checkpoint_file
 from lavis.models import load_model_from_config
-from lavis.models.convert import convert
-from lavis.models.hf_blip2 import FolderConfig
+from lavis.models.weights.convert import convert
+from lavis.models.weights.hf_blip2 import FolderConfig
 from tests import hf, parity, tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lavis.datasets.regions import RegionDataset, RegionEvalDataset
+from lavis.datasets.datasets.regions import RegionDataset, RegionEvalDataset
 from tests.datasets.files import options, write_images, write_json
 from tests.tools.tool import run
 

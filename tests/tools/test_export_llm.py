@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lavis.common.checkpoint import load_weights, save_checkpoint
 from lavis.models import load_model_from_config
-from lavis.models.modality_lora import adapter_parameters
+from lavis.models.qformer.lora import adapter_parameters
 from tests import tiny
 from tests.tools.tool import run
 

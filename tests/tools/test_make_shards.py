@@ -13,12 +13,12 @@ import torch
 import yaml
 from PIL import Image
 
-from lavis.datasets.captions import CaptionDataset
 from lavis.datasets.convert import shards
-from lavis.datasets.quickstart import generate
-from lavis.datasets.regions import RegionDataset
-from lavis.datasets.samples import BaseDataset
-from lavis.datasets.shards import CaptionShardsBuilder, RegionShardsBuilder, ShardBuilder
+from lavis.datasets.datasets.base_dataset import BaseDataset
+from lavis.datasets.datasets.captions import CaptionDataset
+from lavis.datasets.datasets.regions import RegionDataset
+from lavis.datasets.shards.datasets import CaptionShardsBuilder, RegionShardsBuilder, ShardBuilder
+from lavis.quickstart.scenes import generate
 from tests.datasets.files import options, write_images, write_json
 from tests.datasets.tars import captions, write_tar
 from tests.tools.tool import run

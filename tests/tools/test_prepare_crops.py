@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lavis.common.registry import registry
-from lavis.evaluation.ground_truth import read_references
+from lavis.evaluation.captions.ground_truth import read_references
 from tests.datasets.files import write_json
 from tests.tools.tool import run
 

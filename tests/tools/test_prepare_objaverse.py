@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from lavis.datasets.objaverse import ObjectCaptionDataset
+from lavis.datasets.datasets.objaverse import ObjectCaptionDataset
 from tests.datasets.files import cloud_options
 from tests.tools.tool import run
 

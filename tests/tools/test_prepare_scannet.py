@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavis.datasets.scanrefer import ScanReferEvalDataset
+from lavis.datasets.datasets.scanrefer import ScanReferEvalDataset
 from tests.datasets.convert.raw_scannet import expected, write_labels, write_scene
 from tests.datasets.files import cloud_options, write_json
 from tests.tools.tool import run

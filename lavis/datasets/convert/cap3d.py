@@ -1,5 +1,5 @@
 """Cap3D's table of captions (csv, `<object id>,<caption>` with quotes where they are needed) to lines that
-`lavis.datasets.cap3d` reads: `<object id>,<caption>` without quotes, a line per caption."""
+`lavis.datasets.datasets.cap3d` reads: `<object id>,<caption>` without quotes, a line per caption."""
 
 from __future__ import annotations
 

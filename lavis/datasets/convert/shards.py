@@ -1,4 +1,4 @@
-"""Pictures and their rows to webdataset shards, for the builders of `lavis.datasets.shards`.
+"""Pictures and their rows to webdataset shards, for the builders of `lavis.datasets.shards.datasets`.
 
 A shard is an uncompressed tar of `<key>.jpg` (the picture as it lies on disk, whatever its kind) and `<key>.json`:
 {"image": path, "rows": [{"image_id", "caption"}, ...]}, and for regions each row has "bbox", [x, y, w, h] in pixels. Beside rows,
@@ -31,8 +31,8 @@ from lavis.common.files import replacing
 from lavis.common.seeding import mix
 from lavis.datasets.convert.batch import BadItem, Note
 from lavis.datasets.convert.problems import Problems
-from lavis.datasets.samples import PackedRows, Row
-from lavis.datasets.shard_index import MANIFEST, PICTURES, find_index, write_index
+from lavis.datasets.datasets.base_dataset import PackedRows, Row
+from lavis.datasets.shards.index import MANIFEST, PICTURES, find_index, write_index
 
 PLAN = ".make_shards.plan"
 QUALITY = 95  # of the JPEG of a picture that is made smaller

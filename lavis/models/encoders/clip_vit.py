@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lavis.models.encoders.eva_vit import DropRatesOnCpu, check_patches, check_picture
-from lavis.models.recompute import recompute_layers
+from lavis.models.qformer.recompute import recompute_layers
 
 # (OpenAI's, timm's); the first that fits counts, in both directions
 OPENAI = [

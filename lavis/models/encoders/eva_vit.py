@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lavis.common.errors import ConfigError
-from lavis.models.recompute import recompute_layers
+from lavis.models.qformer.recompute import recompute_layers
 
 DROPPED = re.compile(r"(norm|fc_norm|head)\..*")
 

@@ -1,7 +1,7 @@
 """Point operations of Point-BERT: farthest point sampling and grouping of nearest neighbours.
 
-On a CPU each cloud goes to a thread (`lavis.common.point_groups`). On CUDA sampling is a loop over picks that never waits for the
-host, and all distances are one product (knn_cuda groups where it can be imported). Each equals a brute-force statement
+On a CPU each cloud goes to a thread (`lavis.processors.point_groups`). On CUDA sampling is a loop over picks that never waits for
+the host, and all distances are one product (knn_cuda groups where it can be imported). Each equals a brute-force statement
 (tests/models/test_point_ops.py). Of points at equal distances, such as copies of one point, which is picked is not defined.
 
 Shapes: B clouds, N points, G picks (groups), K neighbours, C channels (xyz first).
@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lavis.common.point_groups import farthest_points, nearest_points
 from lavis.common.precision import without_autocast
+from lavis.processors.point_groups import farthest_points, nearest_points
 
 Array = NDArray[Any]
 
@@ -99,8 +99,8 @@ def group_points(
 ) -> tuple[Tensor, Tensor]:
     """Groups [B, G, K, C] around farthest points, xyz relative to the group's centre (not scaled), and the centres [B, G, 3].
 
-    `start` [B]: the point at which sampling begins (None: 0). `index` [B, G, 1 + K]: what `lavis.common.point_groups` found for
-    each cloud, in place of sampling and grouping here. ValueError where it is of another shape.
+    `start` [B]: the point at which sampling begins (None: 0). `index` [B, G, 1 + K]: what `lavis.processors.point_groups` found
+    for each cloud, in place of sampling and grouping here. ValueError where it is of another shape.
     """
     rows = torch.arange(len(points), device=points.device)
     if index is None:

@@ -26,10 +26,10 @@ from transformers.utils import cached_file
 
 from lavis.common.checkpoint import load_weights
 from lavis.common.errors import ConfigError
-from lavis.models.attention import attention_of_libraries
 from lavis.models.losses import TokenLoss
-from lavis.models.modality_lora import CheckpointContexts
-from lavis.models.recompute import recompute_layers
+from lavis.models.qformer.attention import attention_of_libraries
+from lavis.models.qformer.lora import CheckpointContexts
+from lavis.models.qformer.recompute import recompute_layers
 
 logger = logging.getLogger(__name__)
 

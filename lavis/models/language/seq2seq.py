@@ -17,9 +17,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lavis.common.dist_utils import is_sharded
 from lavis.models.language import beam
-from lavis.models.language.answers import Seq2SeqAnswers
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer
-from lavis.models.language.beam_cache import BeamCache
+from lavis.models.language.cache import BeamCache
+from lavis.models.language.scoring import Seq2SeqAnswers
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis.models.language.beam_cache import BeamCache
+from lavis.models.language.cache import BeamCache
 
 
 class TreeStep:

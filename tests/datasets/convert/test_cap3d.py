@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lavis.datasets.cap3d import read_lines
 from lavis.datasets.convert import cap3d
 from lavis.datasets.convert.problems import Problems
+from lavis.datasets.datasets.cap3d import read_lines
 
 TABLE = 'id1,A chair.\nid2,"A red, ""old"" table\nwith legs"\nid3, Ünïcode  text \nid1,Another chair.\n'
 

@@ -1,0 +1,1 @@
+"""Datasets, one file per kind of annotation; their builders stand beside them."""

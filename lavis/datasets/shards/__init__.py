@@ -1,0 +1,1 @@
+"""Datasets in webdataset shards (tar files)."""

@@ -1,0 +1,1 @@
+"""The Q-Former, its attention, its adapters."""

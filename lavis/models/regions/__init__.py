@@ -1,0 +1,1 @@
+"""Region prompts: how a region reaches the Q-Former."""

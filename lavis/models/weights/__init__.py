@@ -1,0 +1,1 @@
+"""Weight files: which a configuration reads, their layouts, loading, conversion, export."""
