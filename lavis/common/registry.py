@@ -26,6 +26,8 @@ HOMES = {
     "processor": "lavis.processors",
     "builder": "lavis.datasets",
     "lr_scheduler": "lavis.common.optims",
+    "encoder": "lavis.models.encoders",
+    "region": "lavis.models.regions",
 }
 
 
@@ -68,6 +70,12 @@ class Registry:
 
     def register_lr_scheduler(self, name: str) -> Callable[[T], T]:
         return self._decorator("lr_scheduler", name)
+
+    def register_encoder(self, name: str) -> Callable[[T], T]:
+        return self._decorator("encoder", name)
+
+    def register_region(self, name: str) -> Callable[[T], T]:
+        return self._decorator("region", name)
 
     def get_model_class(self, name: str) -> Any:
         return self.get_class("model", name)

@@ -8,11 +8,13 @@ Shapes: B rows of the (global) batch, Q queries, E similarity width, S positions
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavis.common import dist_utils
 from lavis.common.precision import without_autocast
 
 IGNORE = -100
@@ -96,3 +98,23 @@ def matching(logits: Tensor, positives: int) -> Tensor:
     """ITM: two-way cross entropy of logits [3B, 2]; the first `positives` rows match, the others do not."""
     labels = (torch.arange(len(logits), device=logits.device) < positives).long()
     return F.cross_entropy(logits, labels)
+
+
+class Mean(NamedTuple):
+    """This process's share of a mean over all processes, scaled so that averaging over processes gives the mean, and how many
+    rows or tokens of all processes the mean is over."""
+
+    value: Tensor
+    terms: Tensor | int
+
+
+def global_mean(loss: TokenLoss) -> Mean:
+    """A token loss over the token count of all processes."""
+    count = dist_utils.all_reduce_sum(loss.count)
+    return Mean(loss.total * dist_utils.get_world_size() / count.clamp(min=1), count)
+
+
+def global_row_mean(local_mean: Tensor, sizes: list[int]) -> Mean:
+    """A mean over this process's rows as its share of the mean over the rows of all, `sizes` on each process."""
+    rows = sum(sizes)
+    return Mean(local_mean * sizes[dist_utils.get_rank()] * dist_utils.get_world_size() / rows, rows)

@@ -1,92 +1,112 @@
-"""One row per modality, and the branch that owns what one modality owns.
+"""One entry per modality, and the branch that owns what one modality owns.
 
-A row says which encoder and which Q-Former serve the modality, how a region reaches the queries, what the LLM is told and which
-losses count. Rows stand in configs/models/*.yaml under `modalities:`; a further modality on an existing encoder is one more row.
+An entry says which encoder and which Q-Former serve the modality, how a region reaches the queries, what the texts of a sample
+are, what the LLM is told and which losses count. Entries stand in configs/models/*.yaml under `modalities:`; a further modality on
+an existing encoder is one more entry.
 
 Shapes: B batch, Q queries, D Q-Former width, E similarity width, H LLM width.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lavis.common.config import ConfigError
-from lavis.models.regions.box_mlp import REGION_KINDS, RegionPosition
+from lavis.common.errors import listed, unknown
+from lavis.common.registry import registry
+from lavis.models.regions.base import POSITIONS, RegionChain, build_chain
 
-ENCODERS = ("image", "pointcloud")
-QFORMERS = ("Qformer", "Qformer_pc")
+QFORMER = re.compile(r"Qformer\w*")
 LOSS_NAMES = ("itc", "itm", "lm", "llm", "reg")
+TEXT_ROLES = ("target", "prompt", "qformer")
+ROLE_KEYS = ("text_input", "text_input_beside_output", "text_output")
 
 
 @dataclass(frozen=True)
 class Modality:
-    """A row of the modality table."""
+    """An entry of the modality table."""
 
     name: str
     suffix: str  # of the published parameter names: query_tokens_<suffix>, lora_A_<suffix>, ...
-    encoder: str = "image"  # "image" or "pointcloud"
-    qformer: str = "Qformer"  # "Qformer" (shared) or "Qformer_pc"
-    region: str | None = None  # None, "box" or "corners": what the region MLP reads
+    encoder: str = "image"  # a registered encoder
+    qformer: str = "Qformer"  # "Qformer" (shared), or a further one by a name that begins so
+    region: str | tuple[str, ...] | None = None  # region prompts, in order; "box" and "corners" say the position of box_mlp
     prompt: str = ""  # what a T5 encoder reads beside the queries
     class_template: str = "{}."  # the sentence that zero-shot classification makes of a class name
     losses: Mapping[str, float] = field(default_factory=dict)  # weight per loss; a loss not named is not computed
+    # what the texts of a sample are. target: what the model learns to say, in all of the entry's losses; prompt: what the
+    # language model reads before its target; qformer: a text that the queries read in their own pass
+    text_input: str = "target"
+    text_input_beside_output: str = "prompt"  # the role of text_input in samples that have a text_output
+    text_output: str = "target"
 
     def weight(self, loss: str) -> float:
         """Weight of a loss in the total, 0 where it is not computed."""
         return float(self.losses.get(loss) or 0.0)
 
     @classmethod
-    def from_config(cls, name: str, row: Mapping[str, Any]) -> Modality:
-        """Build a row from its YAML mapping; ConfigError on an unknown key, loss or region kind."""
+    def from_config(cls, name: str, row: Mapping[str, object]) -> Modality:
+        """Build an entry from its YAML mapping; ConfigError on an unknown key, loss, encoder, region prompt or role of a text."""
         accepted = [f.name for f in fields(cls) if f.name != "name"]
         for key in row:
             if key not in accepted:
-                raise ConfigError(f"modalities.{name}.{key} is unknown; a row takes {', '.join(accepted)}")
-        for loss in row.get("losses") or {}:
+                raise ConfigError(f"modalities.{name}.{key} is unknown; an entry takes {', '.join(accepted)}")
+        values = {key: value for key, value in row.items() if value is not None}
+        losses = values.get("losses") or {}
+        assert isinstance(losses, Mapping)
+        for loss in losses:
             if loss not in LOSS_NAMES:
                 raise ConfigError(f"modalities.{name}.losses.{loss} is unknown; losses are {', '.join(LOSS_NAMES)}")
-        if row.get("region") is not None and row["region"] not in REGION_KINDS:
-            raise ConfigError(f"modalities.{name}.region is {row['region']!r}; accepted: {', '.join(REGION_KINDS)}")
-        for key, accepted_names in (("encoder", ENCODERS), ("qformer", QFORMERS)):
-            if row.get(key) is not None and row[key] not in accepted_names:
-                raise ConfigError(f"modalities.{name}.{key} is {row[key]!r}; accepted: {', '.join(accepted_names)}")
-        values = {key: value for key, value in row.items() if value is not None}
-        values["losses"] = dict(row.get("losses") or {})
+        values["losses"] = dict(losses)
+        if isinstance(values.get("region"), list):
+            values["region"] = tuple(values["region"])  # type: ignore[arg-type]
         values.setdefault("suffix", name)
-        return cls(name=name, **values)
+        entry = cls(name=name, **values)  # type: ignore[arg-type]
+        entry._check()
+        return entry
+
+    def _check(self) -> None:
+        regions = [self.region] if isinstance(self.region, str) else self.region or ()
+        for region in regions:
+            known = [*POSITIONS, *registry.names("region")]
+            if region not in known:
+                raise ConfigError(f"modalities.{self.name}.region is {region!r}; accepted: {listed(known)}")
+        encoders = registry.names("encoder")
+        if self.encoder not in encoders:
+            raise ConfigError(f"modalities.{self.name}.encoder is {self.encoder!r}; accepted: {listed(encoders)}")
+        if not QFORMER.fullmatch(self.qformer):
+            accepted = "Qformer, or a name that begins so (Qformer_pc)"
+            raise ConfigError(f"modalities.{self.name}.qformer is {self.qformer!r}; accepted: {accepted}")
+        for key in ROLE_KEYS:
+            if getattr(self, key) not in TEXT_ROLES:
+                raise ConfigError(unknown(f"modalities.{self.name}.{key}", getattr(self, key), TEXT_ROLES))
 
 
 class Branch(nn.Module):
-    """What one modality owns: its learned queries, its projections and, for regions, its position MLP and box head.
+    """What one modality owns: its learned queries, its projections and its region prompts.
 
-    query_tokens [1, Q, D]; itc_proj D -> E; llm_proj D -> H (when an LLM is there); region: see `RegionPosition`.
+    query_tokens [1, Q, D]; itc_proj D -> E; llm_proj D -> H (when an LLM is there).
     """
 
-    def __init__(
-        self,
-        row: Modality,
-        *,
-        num_query: int,
-        width: int,
-        embed_dim: int,
-        llm_width: int | None,
-        init_std: float,
-    ) -> None:
-        super().__init__()
-        self.row = row
-        self.query_tokens = nn.Parameter(torch.empty(1, num_query, width).normal_(std=init_std))
-        self.itc_proj = nn.Linear(width, embed_dim)
-        self.llm_proj = nn.Linear(width, llm_width) if llm_width else None
-        self.region = RegionPosition(row.region, width) if row.region else None
+    region: RegionChain | None
 
-    def queries(self, batch: int, position: Tensor | None, *, use_position: bool = True) -> Tensor:
-        """The queries of a batch [B, Q, D]: learned tokens, plus the region's position where the row has one."""
-        tokens = self.query_tokens.expand(batch, -1, -1)
-        if self.region is None or position is None or not use_position:
-            return tokens
-        return tokens + self.region.embed(position).unsqueeze(1)
+    def __init__(self, entry: Modality, cfg: DictConfig, *, width: int, llm_width: int | None, init_std: float) -> None:
+        super().__init__()
+        queries = torch.empty(1, cfg.qformer.num_query_token, width)
+        self.query_tokens = nn.Parameter(queries.normal_(std=init_std))
+        self.itc_proj = nn.Linear(width, cfg.embed_dim)
+        self.llm_proj = nn.Linear(width, llm_width) if llm_width else None
+        self.region = build_chain(entry, cfg, width=width)
+
+    def to_llm(self, hidden: Tensor) -> Tensor:
+        """Query outputs [B, Q, D] -> soft prompts [B, Q, H]. ValueError without a language model."""
+        if self.llm_proj is None:
+            raise ValueError("this arch has no language model")
+        projected: Tensor = self.llm_proj(hidden)
+        return projected

@@ -7,13 +7,12 @@ Four passes:  query (queries with cross-attention) - text (text alone) - lm (tex
 query pass) - joint (queries and text see each other; ITM and multimodal features).
 
 Shapes: B rows, Q queries, L text tokens, T encoder tokens, D width, N heads, V vocabulary; I encoded inputs (several rows may
-share one: `EncoderTokens.index`).
+share one: `Tokens.index`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from transformers import BertConfig
 
 from lavis.common.precision import lowered
 from lavis.models.qformer.attention import attend
+from lavis.models.qformer.tokens import QFormerInput, Tokens
 
 
 class KeyValue(NamedTuple):
@@ -30,34 +30,6 @@ class KeyValue(NamedTuple):
 
     key: Tensor
     value: Tensor
-
-
-@dataclass
-class EncoderTokens:
-    """What the queries look at: `embeds` [I, T, C], and for every row which of the I inputs it reads (None: row i reads i).
-
-    centres [I, T - 1, 3]: where the tokens of a cloud lie, the class token left out. seen [B, T] bool: the tokens that a row's
-    queries may look at (None: all).
-    """
-
-    embeds: Tensor
-    index: Tensor | None = None
-    centres: Tensor | None = None
-    seen: Tensor | None = None
-
-    @property
-    def rows(self) -> int:
-        """Number of rows B."""
-        return len(self.embeds) if self.index is None else len(self.index)
-
-    def select(self, rows: Tensor) -> EncoderTokens:
-        """The same tokens for other rows: row j of the result reads, and sees, what row `rows[j]` did."""
-        seen = None if self.seen is None else self.seen[rows]
-        return EncoderTokens(self.embeds, rows if self.index is None else self.index[rows], self.centres, seen)
-
-    def per_row(self, projected: Tensor) -> Tensor:
-        """Spread a tensor over inputs [I, ...] to rows [B, ...]."""
-        return projected if self.index is None else projected[self.index]
 
 
 class Embeddings(nn.Module):
@@ -165,7 +137,7 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         num_query: int,
-        tokens: EncoderTokens | None,
+        tokens: Tokens | None,
         mask: Tensor | None,
         past: KeyValue | None,
     ) -> tuple[Tensor, KeyValue]:
@@ -181,7 +153,7 @@ class Layer(nn.Module):
                 if tokens is None:
                     raise ValueError("queries need encoder tokens to attend to")
                 source = self.crossattention.self.project(tokens.embeds)
-                seen = None if tokens.seen is None else tokens.seen[:, None, None, :]
+                seen = None if tokens.visible is None else tokens.visible[:, None, None, :]
                 q = self.crossattention(q, KeyValue(*(tokens.per_row(t) for t in source)), seen)
             parts.append(self.output_query(self.intermediate_query(q), q))
         if x.shape[1] > num_query:
@@ -266,7 +238,7 @@ class QFormer(nn.Module):
         self,
         queries: Tensor | None,
         texts: Sequence[Tensor],
-        tokens: EncoderTokens | None,
+        tokens: Tokens | None,
         mask: Tensor | None,
         past: list[KeyValue] | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
@@ -278,19 +250,23 @@ class QFormer(nn.Module):
             cache.append(kv)
         return x, cache
 
-    def query_pass(self, queries: Tensor, tokens: EncoderTokens) -> tuple[Tensor, list[KeyValue]]:
-        """Queries [B, Q, D] look at the encoder tokens -> outputs [B, Q, D] and the cache for `lm_pass`."""
-        return self._run(queries, (), tokens, None)
+    def query_pass(self, given: QFormerInput) -> tuple[Tensor, list[KeyValue]]:
+        """Queries look at the encoder tokens, beside a text where one is given -> outputs [B, kept, D] of the queries that count,
+        and the cache for `lm_pass` (of all)."""
+        if given.ids is None:
+            hidden, cache = self._run(given.queries, (), given.tokens, None)
+            return hidden[:, : given.kept], cache
+        assert given.mask is not None
+        hidden, cache = self._run(given.queries, (given.ids,), given.tokens, _joint_mask(given.queries, given.mask))
+        return hidden[:, : given.kept], cache
 
     def text_pass(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Text alone, bidirectional: ids and mask [B, L] -> [B, L, D]."""
         return self._run(None, (input_ids,), None, attention_mask.bool()[:, None, None, :])[0]
 
-    def joint_pass(self, queries: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens: EncoderTokens) -> Tensor:
+    def joint_pass(self, queries: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens: Tokens) -> Tensor:
         """Queries and text see each other -> [B, Q + L, D]."""
-        seen = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
-        mask = torch.cat([seen, attention_mask.bool()], dim=1)
-        return self._run(queries, (input_ids,), tokens, mask[:, None, None, :])[0]
+        return self._run(queries, (input_ids,), tokens, _joint_mask(queries, attention_mask))[0]
 
     def lm_pass(self, input_ids: Tensor, attention_mask: Tensor, past: list[KeyValue]) -> Tensor:
         """Text behind the cached queries, causal over the text: ids and mask [B, L] -> hidden [B, L, D]."""
@@ -302,7 +278,7 @@ class QFormer(nn.Module):
         return self._run(None, (input_ids,), None, torch.cat([prefix, text], dim=2)[:, None], past)[0]
 
     def passes_at_once(
-        self, queries: Tensor, tokens: EncoderTokens, attention_mask: Tensor, *, text: Tensor, decoder: Tensor | None
+        self, queries: Tensor, tokens: Tokens, attention_mask: Tensor, *, text: Tensor, decoder: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `query_pass`, `text_pass` of the ids `text` and `lm_pass` of the ids `decoder` give, in a pass over one sequence.
 
@@ -333,3 +309,9 @@ class QFormer(nn.Module):
             assert isinstance(layer, Layer)
             layer.intermediate_query.load_state_dict(layer.intermediate.state_dict())
             layer.output_query.load_state_dict(layer.output.state_dict())
+
+
+def _joint_mask(queries: Tensor, attention_mask: Tensor) -> Tensor:
+    """queries [B, Q, D] and the mask [B, L] of a text that all see each other -> bool [B, 1, 1, Q + L]."""
+    seen = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
+    return torch.cat([seen, attention_mask.bool()], dim=1)[:, None, None, :]
