@@ -262,8 +262,8 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
             found["lm"] = self.lm_loss(row, ids, mask, lm)
         if row.weight("llm"):
             assert self.llm is not None and branch.llm_proj is not None, "setup_branches refuses an llm loss without an LLM"
-            prompts = [self.default_prompt(row)] * len(texts)
-            found["llm"] = global_mean(self.llm.loss(branch.llm_proj(hidden), prompts=prompts, targets=texts))
+            prompts = self.llm.caption_prompts(branch.llm_proj(hidden), self.default_prompt(row))
+            found["llm"] = global_mean(self.llm.loss(prompts, texts))
         if row.weight("reg") and branch.region is not None:
             position = self.position(samples, row, len(texts))
             assert position is not None
