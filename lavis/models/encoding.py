@@ -118,7 +118,6 @@ class Encoding:
         if problem:
             raise ConfigError(f"run.feature_cache keeps the outputs of a frozen ViT, but {problem}; accepted here: null")
         dtype = self.visual_encoder.patch_embed.proj.weight.dtype  # float32: autocast decides, see `vit_tokens`
-        packed = [name for name, layer in self.visual_encoder.named_modules() if getattr(layer, "packed", None) is not None]
         return {
             "encoder": type(self.visual_encoder).__name__,
             "config": {key: value for key, value in self.cfg.vit.items() if key not in ("pretrained", "use_grad_checkpoint")},
@@ -126,7 +125,6 @@ class Encoding:
             "dtype": str(dtype),
             "computed_in": str(autocast if dtype == torch.float32 else dtype),
             "device": self.device.type,
-            **({"packed": packed} if packed else {}),  # another order of adding, which shows in the last bit
         }
 
     def feature_shape(self: Any) -> tuple[int, int]:

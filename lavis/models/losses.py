@@ -23,17 +23,26 @@ LABEL_SMOOTHING = 0.1  # of ITC and of the Q-Former's LM, as published
 
 @dataclass
 class TokenLoss:
-    """A loss over tokens before it is divided: the sum and the number of tokens that it sums."""
+    """A loss over tokens before it is divided: the sum and the number of tokens that it sums; of every entry [B] as well, where
+    the loss knows them (without label smoothing)."""
 
     total: Tensor
     count: Tensor
+    rows: Tensor | None = None
+    row_counts: Tensor | None = None
 
 
 def token_cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> TokenLoss:
     """Summed cross entropy of logits [B, S, V] at labels [B, S] (`IGNORE` is left out), in float32."""
     flat, targets = logits.flatten(0, -2).float(), labels.flatten()
-    total = F.cross_entropy(flat, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
-    return TokenLoss(total, (targets != IGNORE).sum())
+    counted = labels != IGNORE
+    if label_smoothing:
+        total = F.cross_entropy(flat, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
+        return TokenLoss(total, counted.sum())
+    log_probs = F.log_softmax(flat, dim=-1)  # what cross_entropy does, to the bit; taken apart so that the rows cost little
+    total = F.nll_loss(log_probs, targets, ignore_index=IGNORE, reduction="sum")
+    rows = F.nll_loss(log_probs, targets, ignore_index=IGNORE, reduction="none").view(labels.shape).sum(dim=1)
+    return TokenLoss(total, counted.sum(), rows, counted.sum(dim=1))
 
 
 def query_text_similarity(queries: Tensor, texts: Tensor) -> Tensor:

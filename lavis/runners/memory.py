@@ -10,8 +10,7 @@
 
 Activations are gone when gradients are averaged and weights updated, so the most held at once is that of the larger of two
 phases: a pass (all but all-reduce) or an update (all but gathered layers and activations). Not in the sum: the
-allocator's gaps, what lives within one operation, what CUDA and NCCL take for themselves (RESERVE), and on a CPU the second
-copies of frozen weights that evaluation makes (up to `model.packed_gb`).
+allocator's gaps, what lives within one operation, and what CUDA and NCCL take for themselves (RESERVE).
 
 W: number of processes.
 """

@@ -22,7 +22,6 @@ from torch import nn
 
 from lavis.common import dist_utils
 from lavis.common.errors import ConfigError, unknown
-from lavis.common.packed import unpack
 from lavis.common.stacks import Stack, layer_stacks
 
 logger = logging.getLogger(__name__)
@@ -41,7 +40,6 @@ def place(model: Any, *, shard: str, device: torch.device, autocast: torch.dtype
     if stacks and dist_utils.get_world_size() == 1:
         logger.info("run.shard is %s, but there is one process: nothing is sharded", shard)
     elif stacks:
-        unpack(layer for stack in stacks for layer in stack.layers)
         shard_layers(stacks, device=device)
     return model.to(device)
 

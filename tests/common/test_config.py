@@ -190,6 +190,16 @@ def test_published_keys_without_effect_give_one_notice(folder: Path, caplog: pyt
     assert sorted(notice.split()[0].rpartition(".")[2] for notice in notices) == ["dataset_card", "md5", "url"]
 
 
+def test_a_key_of_an_older_version_gives_a_notice(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config_module._noticed.clear()
+    with caplog.at_level(logging.INFO, "lavis"):
+        merged = merge_model_config({"arch": "tiny_cfg_model", "model_type": "large", "packed_gb": 1.0})
+    assert "packed_gb" not in merged
+    assert [record.message for record in caplog.records] == [
+        "model.packed_gb is a published key without effect here; it is ignored."
+    ]
+
+
 def test_sections_alone(folder: Path) -> None:
     full = merge_model_config({"arch": "tiny_cfg_model", "model_type": "large", "nested": {"depth": 9}})
     assert (full.width, full.nested.depth, full.nested.kind) == (64, 9, None)

@@ -15,12 +15,12 @@ from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
 from lavis.models.inference import lemmatizer
 from lavis.models.inference.answers import formatted
-from lavis.models.language import CausalLM, Seq2SeqLM
+from lavis.models.language import CausalLM, Seq2SeqLM, behind
 from lavis.models.language.scoring import sequence_scores
 from lavis.models.losses import IGNORE
 from lavis.runners.checks import check_model
 from tests import tiny
-from tests.models.test_language import prefix_of
+from tests.models.test_language import encoder_input, prefix_of
 
 KINDS = ["opt", "llama", "t5"]
 ARCHS = ["blip2_opt", "blip2_t5"]
@@ -51,12 +51,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def separate_loss(lm: Any, prefix: torch.Tensor, question: str, answer: str) -> tuple[float, int]:
     """Sum of the cross entropies of an answer's tokens, and their number, token by token without any batching."""
     if isinstance(lm, Seq2SeqLM):
-        embeds, seen = lm._encoder_input(prefix, [question], truncate=False)
+        embeds, seen = encoder_input(lm, prefix, [question])
         ids = lm.tokenizer([answer], return_tensors="pt").input_ids
         out = lm.model(inputs_embeds=embeds, attention_mask=seen, labels=ids)
         return float(out.loss) * ids.shape[1], ids.shape[1]
     before = lm.tokenizer(question).input_ids
-    after = lm.tokenizer(f" {answer}" if question else answer, add_special_tokens=False).input_ids + lm.end_ids
+    after = lm.tokenizer(f" {answer}" if question else answer, add_special_tokens=False).input_ids + list(lm.dialect.ends)
     ids = torch.tensor([before + after])
     embeds = torch.cat([prefix, lm.embed(ids)], dim=1)
     labels = torch.tensor([[IGNORE] * (prefix.shape[1] + len(before)) + after])
@@ -68,10 +68,12 @@ def test_loss_counts_the_answer_alone(lms: dict[str, Any], kind: str) -> None:
     lm = lms[kind]
     prefix = prefix_of(lm)
     with torch.no_grad():
-        loss = lm.answer_loss(prefix, questions=QUESTIONS, answers=ANSWERS[:3])
+        loss = lm.loss(behind(prefix, QUESTIONS), ANSWERS[:3])
         each = [separate_loss(lm, prefix[i : i + 1], QUESTIONS[i], ANSWERS[i]) for i in range(3)]
     assert int(loss.count) == sum(count for _, count in each)
     assert float(loss.total) == pytest.approx(sum(total for total, _ in each), rel=1e-4)
+    assert loss.rows.tolist() == pytest.approx([total for total, _ in each], rel=1e-4)
+    assert loss.row_counts.tolist() == [count for _, count in each]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,7 +82,7 @@ def test_ranking_finds_the_likeliest_answer(lms: dict[str, Any], kind: str, cand
     """Every candidate read by itself: the chosen one has the smallest loss."""
     lm = lms[kind]
     prefix = prefix_of(lm)
-    chosen = lm.rank_answers(prefix, questions=QUESTIONS, answers=ANSWERS, candidates=candidates)
+    chosen = lm.rank(behind(prefix, QUESTIONS), ANSWERS, candidates)
     with torch.no_grad():
         for i, question in enumerate(QUESTIONS):
             losses = {answer: separate_loss(lm, prefix[i : i + 1], question, answer)[0] for answer in ANSWERS}
@@ -92,28 +94,28 @@ def test_a_list_of_answers_is_tokenised_once(lms: dict[str, Any], kind: str) -> 
     lm = lms[kind]
     for question in ("what is it? short answer:", "and this?", "answer: ", "", "who? "):
         for answers in (ANSWERS, ANSWERS[:2], ANSWERS[::-1]):
-            assert lm._choice_ids(question, answers) == [lm._answer_ids(question, answer) for answer in answers]
-            kept = lm._choice_ids(question, answers)
-            assert lm._choice_ids(question, list(answers)) is kept
+            assert lm.dialect.choices(question, answers) == [lm.dialect.answer(question, answer) for answer in answers]
+            kept = lm.dialect.choices(question, answers)
+            assert lm.dialect.choices(question, list(answers)) is kept
 
 
 @pytest.mark.parametrize("kind", ["opt", "llama"])
 def test_texts_are_tokenised_as_one_by_one(lms: dict[str, Any], kind: str) -> None:
     lm = lms[kind]
     texts = [*QUESTIONS, QUESTIONS[0], "", ANSWERS[0]]
-    assert lm.encode_all(texts) == [lm.encode(text) for text in texts]
+    assert lm.dialect.encode_all(texts) == [lm.dialect.encode(text) for text in texts]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_candidate_is_the_one_with_the_likeliest_first_token(lms: dict[str, Any], kind: str) -> None:
     lm = lms[kind]
     prefix = prefix_of(lm, rows=1)
-    chosen = lm.rank_answers(prefix, questions=QUESTIONS[:1], answers=ANSWERS, candidates=1)[0]
-    lone = [lm.rank_answers(prefix, questions=QUESTIONS[:1], answers=[answer], candidates=1)[0] for answer in ANSWERS]
+    chosen = lm.rank(behind(prefix, QUESTIONS[:1]), ANSWERS, 1)[0]
+    lone = [lm.rank(behind(prefix, QUESTIONS[:1]), [answer], 1)[0] for answer in ANSWERS]
     assert chosen in ANSWERS and lone == ANSWERS
     with torch.no_grad():
         if kind == "t5":
-            embeds, seen = lm._encoder_input(prefix, QUESTIONS[:1], truncate=False)
+            embeds, seen = encoder_input(lm, prefix, QUESTIONS[:1])
             first = lm.tokenizer(ANSWERS).input_ids
             start = torch.tensor([[lm.model.config.decoder_start_token_id]])
             logits = lm.model(inputs_embeds=embeds, attention_mask=seen, decoder_input_ids=start).logits[0, -1]

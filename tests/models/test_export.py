@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from lavis.common.checkpoint import load_weights, weight_files
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
-from lavis.models.language import CausalLM, Decoding, Seq2SeqLM
+from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, behind
 from lavis.models.language.base import DTYPE_KEY
 from lavis.models.qformer.lora import ModalityLinear, adapter_parameters, merge_modality, merged_copy
 from lavis.models.weights.export import export_llm, save_prompts, soft_prompts
@@ -117,7 +117,7 @@ def test_greedy_captions_by_hugging_face_are_ours(kind: str, model: Any, plain: 
         for prompts in (UNEVEN, ["a photo of"] * 4):
             embeds, mask = soft_prompts(model, BATCH, prompts=prompts)
             prefix, _ = model.prefix_and_prompts(BATCH, model.rows[REGION])
-            ours = model.llm.generate(prefix, prompts=prompts, decoding=GREEDY)
+            ours = model.llm.generate(behind(prefix, prompts), GREEDY)
             theirs = tokenizer.batch_decode(plain.generate(inputs_embeds=embeds, attention_mask=mask), skip_special_tokens=True)
             assert [text.strip() for text in theirs] == [text.strip() for text in ours]
 
@@ -158,7 +158,7 @@ def test_beam_captions_by_our_beam_search_are_ours(kind: str, model: Any, folder
             ours = model.llm.decode(prefix, prompts=prompts, decoding=decoding)
             theirs = merged.decode(prefix, prompts=prompts, decoding=decoding)
             torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=1e-5)
-            texts = model.llm.generate(prefix, prompts=prompts, decoding=decoding)
+            texts = model.llm.generate(behind(prefix, prompts), decoding)
             assert texts == merged.generate(prefix, prompts=prompts, decoding=decoding) and len(set(texts)) > 1
 
 
@@ -226,7 +226,7 @@ def test_bfloat16_weights_are_rounded_once(kind: str, tmp_path: Path) -> None:
             change = layer.scaling * layer.lora_B[REGION] @ layer.lora_A[REGION]
             assert torch.equal(state[f"{name}.weight"], (layer.weight.float() + change).bfloat16())
     prefix = torch.randn(4, 4, model.llm.width, generator=torch.Generator().manual_seed(0))
-    embeds, mask = model.llm.prompt_inputs(prefix, UNEVEN)
+    embeds, mask = model.llm.prompt_inputs(behind(prefix, UNEVEN))
     merged = logits(load_plain(tmp_path / "out", kind, **{DTYPE_KEY: torch.bfloat16}), embeds, mask).float()
     with model.router.route(REGION):
         ours = logits(model.llm.model, embeds, mask).float()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lavis.models.language import CausalLM, Decoding, Seq2SeqLM
+from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, behind
 from lavis.models.losses import IGNORE
 from tests import tiny
 
@@ -31,18 +31,31 @@ def prefix_of(lm: Any, rows: int = 3) -> torch.Tensor:
     return torch.randn(rows, 4, lm.width, generator=torch.Generator().manual_seed(0))
 
 
+def tokenized(lm: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the tokenizer itself makes of texts, padded on the right."""
+    rows = [torch.tensor(lm.tokenizer(text).input_ids, dtype=torch.long) for text in texts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=lm.dialect.pad)
+    return ids, torch.tensor([[1] * len(row) + [0] * (ids.shape[1] - len(row)) for row in rows])
+
+
+def encoder_input(lm: Any, prefix: torch.Tensor, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors and, as T5's tokenizer writes them, prompts: embeddings and mask."""
+    ids, mask = tokenized(lm, prompts)
+    return torch.cat([prefix, lm.embed(ids)], dim=1), torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_is_hugging_faces(lms: dict[str, Any], kind: str) -> None:
     lm = lms[kind]
     prefix, texts = prefix_of(lm), tiny.TEXTS[:3]
-    loss = lm.loss(prefix, prompts=[""] * 3, targets=texts)
+    loss = lm.loss(lm.caption_prompts(prefix, ""), texts)
     if kind == "t5":
-        ids, mask = lm.tokenize(texts)
-        embeds, seen = lm._encoder_input(prefix, [""] * 3, truncate=True)
+        ids, mask = tokenized(lm, texts)
+        embeds, seen = encoder_input(lm, prefix, [""] * 3)
         expected = lm.model(inputs_embeds=embeds, attention_mask=seen, labels=ids.masked_fill(mask == 0, IGNORE)).loss
     else:
-        ids, mask = lm.tokenize([text + lm.end_text for text in texts], side="right")
-        assert (ids == lm.end_ids[0]).sum() >= 3, "every text is closed"
+        ids, mask = tokenized(lm, [text + lm.dialect.end_text for text in texts])
+        assert (ids == lm.dialect.ends[0]).sum() >= 3, "every text is closed"
         labels = torch.cat([torch.full(prefix.shape[:2], IGNORE), ids.masked_fill(mask == 0, IGNORE)], dim=1)
         seen = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
         embeds = torch.cat([prefix, lm.embed(ids)], dim=1)
@@ -55,16 +68,16 @@ def test_greedy_tokens_are_hugging_faces(lms: dict[str, Any], kind: str) -> None
     lm = lms[kind]
     prefix, new_tokens = prefix_of(lm, rows=2), 8
     decoding = Decoding(num_beams=1, max_new_tokens=new_tokens, min_length=0)
-    ours = lm.decode(prefix, prompts=["a photo of"] * 2, decoding=decoding).sequences[:, 1:]
+    ours = lm.decode(behind(prefix, ["a photo of"] * 2), decoding).sequences[:, 1:]
     settings = {"max_new_tokens": new_tokens, "num_beams": 1, "do_sample": False, "pad_token_id": lm.tokenizer.pad_token_id}
     if kind == "t5":
-        embeds, seen = lm._encoder_input(prefix, ["a photo of"] * 2, truncate=False)
+        embeds, seen = encoder_input(lm, prefix, ["a photo of"] * 2)
         theirs = lm.model.generate(inputs_embeds=embeds, attention_mask=seen, **settings)[:, 1:]
     else:
-        ids, mask = lm.tokenize(["a photo of"] * 2, side="left")
+        ids, mask = tokenized(lm, ["a photo of"] * 2)
         embeds = torch.cat([prefix, lm.embed(ids)], dim=1)
         seen = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
-        theirs = lm.model.generate(inputs_embeds=embeds, attention_mask=seen, eos_token_id=lm.end_ids, **settings)
+        theirs = lm.model.generate(inputs_embeds=embeds, attention_mask=seen, eos_token_id=list(lm.dialect.ends), **settings)
     assert torch.equal(ours[:, : theirs.shape[1]], theirs)
 
 
@@ -74,8 +87,8 @@ def test_rows_of_a_batch_do_not_touch_each_other(lms: dict[str, Any], kind: str,
     """Prompts of different lengths are padded; each row gets what it gets alone."""
     lm = lms[kind]
     prefix, decoding = prefix_of(lm), Decoding(num_beams=beams, max_length=9, min_length=3)
-    together = lm.generate(prefix, prompts=PROMPTS, decoding=decoding)
-    alone = [lm.generate(prefix[i : i + 1], prompts=[PROMPTS[i]], decoding=decoding)[0] for i in range(3)]
+    together = lm.generate(behind(prefix, PROMPTS), decoding)
+    alone = [lm.generate(behind(prefix[i : i + 1], [PROMPTS[i]]), decoding)[0] for i in range(3)]
     assert together == alone
 
 
@@ -86,21 +99,20 @@ def test_lengths(lms: dict[str, Any], kind: str) -> None:
     extra = 0 if kind != "t5" else 1
     for beams in (1, 3):
         decoding = Decoding(num_beams=beams, max_length=7, min_length=7)
-        sequences = lm.decode(prefix_of(lm), prompts=[""] * 3, decoding=decoding).sequences
+        sequences = lm.decode(behind(prefix_of(lm), [""] * 3), decoding).sequences
         assert sequences.shape[1] == 7 + extra
-        ends = lm.end_ids if kind != "t5" else [1]
-        assert not torch.isin(sequences[:, 1:6], torch.tensor(ends)).any()
+        assert not torch.isin(sequences[:, 1:6], torch.tensor(lm.dialect.ends)).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_captions(lms: dict[str, Any], kind: str) -> None:
     lm = lms[kind]
-    beams = lm.decode(prefix_of(lm), prompts=[""] * 3, decoding=Decoding(num_beams=4, num_captions=2, max_length=8))
+    beams = lm.decode(behind(prefix_of(lm), [""] * 3), Decoding(num_beams=4, num_captions=2, max_length=8))
     assert len(beams.sequences) == 6 and beams.scores is not None
     assert (beams.scores.view(3, 2).diff(dim=1) <= 0).all(), "best first"
     torch.manual_seed(0)
     sampled = Decoding(use_nucleus_sampling=True, num_captions=5, max_length=8, top_p=0.95, temperature=2.0)
-    texts = lm.generate(prefix_of(lm), prompts=[""] * 3, decoding=sampled)
+    texts = lm.generate(behind(prefix_of(lm), [""] * 3), sampled)
     assert len(texts) == 15 and len(set(texts)) > 3
     with pytest.raises(ValueError, match="needs as many beams"):
         Decoding(num_beams=2, num_captions=3)
@@ -109,7 +121,7 @@ def test_several_captions(lms: dict[str, Any], kind: str) -> None:
 def test_repetition_penalty_changes_the_text(lms: dict[str, Any]) -> None:
     lm = lms["llama"]
     plain, penalised = (
-        lm.generate(prefix_of(lm), prompts=[""] * 3, decoding=Decoding(num_beams=1, max_length=14, repetition_penalty=p))
+        lm.generate(behind(prefix_of(lm), [""] * 3), Decoding(num_beams=1, max_length=14, repetition_penalty=p))
         for p in (1.0, 5.0)
     )
     assert plain != penalised
@@ -134,5 +146,5 @@ def test_prompt_tokens_are_masked(tmp_path: Path) -> None:
     folder = tiny.opt_folder(tmp_path / "opt", dropout=0.0)
     plain = CausalLM(folder, max_txt_len=16, dtype=torch.float32)
     prompted = CausalLM(folder, max_txt_len=16, dtype=torch.float32, prompt="a photo of")
-    counts = [int(lm.loss(prefix_of(lm, 1), prompts=[""], targets=["a photo of a red square"]).count) for lm in (plain, prompted)]
+    counts = [int(lm.loss(behind(prefix_of(lm, 1)), ["a photo of a red square"]).count) for lm in (plain, prompted)]
     assert counts[0] - counts[1] == len(plain.tokenizer("a photo of").input_ids)

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
-from lavis.models.language import CausalLM, Decoding
+from lavis.models.language import CausalLM, Decoding, behind
+from lavis.models.language.base import pad_right
 from lavis.models.language.beam import processors
 from lavis.models.losses import IGNORE
 from lavis.models.qformer.lora import ModalityLinear
@@ -51,9 +52,15 @@ def prefix_of(lm: CausalLM, rows: int = 3) -> torch.Tensor:
     return torch.randn(rows, 4, lm.width, generator=torch.Generator().manual_seed(0))
 
 
+def padded(lm: CausalLM, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of closed texts, padded on the right."""
+    rows, device = lm.dialect.targets(texts), torch.device("cpu")
+    return pad_right(rows, lm.dialect.pad, device), pad_right([[1] * len(row) for row in rows], 0, device)
+
+
 def prompt_inputs(lm: CausalLM, prefix: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
     """What Hugging Face's generate is given: prefix and prompt of each row, padded on the left."""
-    ids = [torch.tensor(lm.encode(text), dtype=torch.long) for text in prompts]
+    ids = [torch.tensor(lm.dialect.encode(text), dtype=torch.long) for text in prompts]
     rows = [torch.cat([queries, lm.embed(row)]) for queries, row in zip(prefix, ids, strict=True)]
     longest = max(len(row) for row in rows)
     embeds = torch.stack([torch.cat([torch.zeros(longest - len(row), lm.width), row]) for row in rows])
@@ -62,21 +69,21 @@ def prompt_inputs(lm: CausalLM, prefix: torch.Tensor, prompts: list[str]) -> dic
 
 def test_the_tokenizer_says_how_a_text_is_written(family: str, lm: CausalLM) -> None:
     opens, closes, ends, pad = FORMATS[family]
-    ids, mask = lm.tokenize_targets(["a white cube", "two green triangles and a small lamp"])
+    ids, mask = padded(lm, ["a white cube", "two green triangles and a small lamp"])
     assert mask.sum(dim=1).diff() > 0 and mask[1].all()
     tokens = [lm.tokenizer.convert_ids_to_tokens(row[seen.bool()].tolist()) for row, seen in zip(ids, mask, strict=True)]
     for row, text in zip(tokens, ["a white cube", "two green triangles and a small lamp"], strict=True):
         words = row[1:-1] if opens else row[:-1]
         assert lm.tokenizer.convert_tokens_to_string(words) == text and row[-1] == closes and (not opens or row[0] == opens)
-    assert {lm.tokenizer.convert_ids_to_tokens(end) for end in lm.end_ids} == ends
-    assert lm.tokenizer.convert_ids_to_tokens(lm.pad_id) == pad and set(ids[0][mask[0] == 0].tolist()) == {lm.pad_id}
-    assert lm.tokenize(["a white cube"], side="left")[0].shape[1] == mask[0].sum() - 1, "a prompt is not closed"
+    assert {lm.tokenizer.convert_ids_to_tokens(end) for end in lm.dialect.ends} == ends
+    assert lm.tokenizer.convert_ids_to_tokens(lm.dialect.pad) == pad and set(ids[0][mask[0] == 0].tolist()) == {lm.dialect.pad}
+    assert len(lm.dialect.encode("a white cube")) == mask[0].sum() - 1, "a prompt is not closed"
 
 
 def test_loss_is_hugging_faces(lm: CausalLM) -> None:
     prefix, texts = prefix_of(lm), tiny.TEXTS[:3]
-    loss = lm.loss(prefix, prompts=[""] * 3, targets=texts)
-    ids, mask = lm.tokenize_targets(texts)
+    loss = lm.loss(behind(prefix), texts)
+    ids, mask = padded(lm, texts)
     labels = torch.cat([torch.full(prefix.shape[:2], IGNORE), ids.masked_fill(mask == 0, IGNORE)], dim=1)
     seen = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
     expected = lm.model(inputs_embeds=torch.cat([prefix, lm.embed(ids)], dim=1), attention_mask=seen, labels=labels).loss
@@ -88,8 +95,8 @@ def test_padding_does_not_change_the_logits_of_a_row(lm: CausalLM) -> None:
     found: list[torch.Tensor] = []
     hook = lm.model.register_forward_hook(lambda module, args, out: found.append(out.logits.detach()))
     prefix, texts = prefix_of(lm), ["a white cube", tiny.TEXTS[1], ""]
-    together = lm.loss(prefix, prompts=[""] * 3, targets=texts)
-    alone = [lm.loss(prefix[i : i + 1], prompts=[""], targets=[texts[i]]) for i in range(3)]
+    together = lm.loss(behind(prefix), texts)
+    alone = [lm.loss(behind(prefix[i : i + 1]), [texts[i]]) for i in range(3)]
     hook.remove()
     torch.testing.assert_close(together.total, torch.stack([loss.total for loss in alone]).sum(), atol=1e-4, rtol=1e-5)
     for i in range(3):
@@ -112,34 +119,34 @@ class EndAt:
 def test_greedy_tokens_are_hugging_faces(lm: CausalLM) -> None:
     """Prompts of different lengths, so padded on the left; whichever end token comes, a row stops."""
     prefix, prompts, new_tokens = prefix_of(lm), PROMPTS, 8
-    for end in [None, *lm.end_ids]:
+    for end in [None, *lm.dialect.ends]:
         found = []
         for ours in (True, False):
             hook = lm.model.register_forward_hook(EndAt(4, end) if end is not None else EndAt(0, 0))
             if ours:
                 decoding = Decoding(num_beams=1, max_new_tokens=new_tokens, min_length=0)
-                found.append(lm.decode(prefix, prompts=prompts, decoding=decoding).sequences[:, 1:])
+                found.append(lm.decode(behind(prefix, prompts), decoding).sequences[:, 1:])
             else:
-                settings = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": lm.pad_id}
+                settings = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": lm.dialect.pad}
                 found.append(lm.model.generate(**prompt_inputs(lm, prefix, prompts), **settings))
             hook.remove()
         assert torch.equal(*found)
         if end is not None:
-            assert found[0][0].tolist()[3:] == [end] + [lm.pad_id] * (new_tokens - 4)
+            assert found[0][0].tolist()[3:] == [end] + [lm.dialect.pad] * (new_tokens - 4)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_rows_of_a_batch_do_not_touch_each_other(lm: CausalLM, beams: int) -> None:
     prefix, decoding = prefix_of(lm), Decoding(num_beams=beams, max_length=9, min_length=3)
-    together = lm.generate(prefix, prompts=PROMPTS, decoding=decoding)
-    alone = [lm.generate(prefix[i : i + 1], prompts=[PROMPTS[i]], decoding=decoding)[0] for i in range(3)]
+    together = lm.generate(behind(prefix, PROMPTS), decoding)
+    alone = [lm.generate(behind(prefix[i : i + 1], [PROMPTS[i]]), decoding)[0] for i in range(3)]
     assert together == alone and all(together)
 
 
 def test_beam_scores_are_the_log_probabilities_of_what_is_written(lm: CausalLM) -> None:
     """With the cache, left padding and moving beams a text has the score that one plain pass over it gives."""
     prefix = prefix_of(lm)
-    decoded = lm.decode(prefix, prompts=PROMPTS, decoding=Decoding(num_beams=4, max_length=7, min_length=7))
+    decoded = lm.decode(behind(prefix, PROMPTS), Decoding(num_beams=4, max_length=7, min_length=7))
     inputs, tokens = prompt_inputs(lm, prefix, PROMPTS), decoded.sequences[:, 1:]
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], dim=1)
     embeds = torch.cat([inputs["inputs_embeds"], lm.embed(tokens)], dim=1)
@@ -151,12 +158,12 @@ def test_beam_scores_are_the_log_probabilities_of_what_is_written(lm: CausalLM) 
 
 def test_nucleus_sampling(lm: CausalLM) -> None:
     prefix = prefix_of(lm)
-    greedy = lm.generate(prefix, prompts=PROMPTS, decoding=Decoding(num_beams=1, max_length=8))
+    greedy = lm.generate(behind(prefix, PROMPTS), Decoding(num_beams=1, max_length=8))
     narrow = Decoding(use_nucleus_sampling=True, max_length=8, top_p=1e-6, num_captions=2)
-    assert lm.generate(prefix, prompts=PROMPTS, decoding=narrow) == [text for text in greedy for _ in range(2)]
+    assert lm.generate(behind(prefix, PROMPTS), narrow) == [text for text in greedy for _ in range(2)]
     torch.manual_seed(0)
     wide = Decoding(use_nucleus_sampling=True, max_length=8, top_p=0.95, temperature=3.0, num_captions=4)
-    assert len(set(lm.generate(prefix, prompts=PROMPTS, decoding=wide))) > 6
+    assert len(set(lm.generate(behind(prefix, PROMPTS), wide))) > 6
 
 
 def regionblip(folder: Path, **changes: Any) -> Any:
@@ -237,10 +244,10 @@ def test_a_tokenizer_that_adds_the_end_itself_adds_no_second(tmp_path: Path) -> 
         CausalLM(tiny_llms.folder(tmp_path / str(i), "llama3", change=change), max_txt_len=16, dtype=torch.float32)
         for i, change in enumerate((None, closing))
     )
-    assert closed.tokenizer("a").input_ids[-1] == closed.end_ids[0]
+    assert closed.tokenizer("a").input_ids[-1] == closed.dialect.ends[0]
     for text in ("a white cube", ""):
-        assert plain.encode(text) == closed.encode(text)
-        assert torch.equal(plain.tokenize_targets([text])[0], closed.tokenize_targets([text])[0])
+        assert plain.dialect.encode(text) == closed.dialect.encode(text)
+        assert plain.dialect.targets([text]) == closed.dialect.targets([text])
 
 
 @pytest.mark.parametrize(

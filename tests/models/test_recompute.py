@@ -57,7 +57,7 @@ def kept_by_llm(model: Any) -> int:
     """Bytes kept by the language model alone."""
     prefix = torch.randn(4, 8, model.llm.width, requires_grad=True)
     with model.router.route("image"), Saved(model) as saved:
-        model.llm.loss(prefix, prompts=[""] * 4, targets=tiny.TEXTS[:4])
+        model.llm.loss(model.llm.caption_prompts(prefix, ""), tiny.TEXTS[:4])
     return saved.bytes
 
 

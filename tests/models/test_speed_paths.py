@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from lavis.common.precision import building_for, frozen_dtype, lowered
 from lavis.models import load_model_from_config
-from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, beam, causal
-from lavis.models.language.steps import RowStep, TreeStep
+from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, beam, behind, causal
+from lavis.models.language.steps import CausalRows, RowStep
 from lavis.models.qformer.attention import attend
 from tests import tiny
 
@@ -31,23 +31,27 @@ def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
+def rows_of_their_own(lm: CausalLM, embeds: torch.Tensor, mask: torch.Tensor, copies: int, *, room: int) -> RowStep:
+    return RowStep(CausalRows(lm, embeds, mask, room=room), copies)
+
+
 def without_cache(lm: Any, prefix: torch.Tensor, prompts: list[str]) -> Any:
     """A decoding step that reads everything again, for rows whose number does not change."""
     rows = torch.arange(len(prefix)).repeat_interleave(BEAMS)
     if isinstance(lm, Seq2SeqLM):
-        embeds, mask = lm._encoder_input(prefix, prompts, truncate=False)
+        embeds, mask = lm.prompt_inputs(behind(prefix, prompts))
 
         def step(tokens: torch.Tensor, origin: torch.Tensor | None) -> torch.Tensor:
             given = {"inputs_embeds": embeds[rows], "attention_mask": mask[rows]}
             return lm.model(**given, decoder_input_ids=tokens, use_cache=False).logits[:, -1]
     else:
-        embeds, mask = lm.prompt_inputs(prefix, prompts)
+        embeds, mask = lm.prompt_inputs(behind(prefix, prompts))
 
         def step(tokens: torch.Tensor, origin: torch.Tensor | None) -> torch.Tensor:
             seen = torch.cat([mask[rows], torch.ones(len(rows), tokens.shape[1] - 1, dtype=torch.long)], dim=1)
             both = torch.cat([embeds[rows], lm.embed(tokens[:, 1:])], dim=1)
             place = (seen.cumsum(dim=1) - 1).clamp(min=0)
-            extra = {"position_ids": place} if lm.places_tokens and not lm.is_opt else {}
+            extra = {"position_ids": place} if lm.places_tokens else {}
             return lm.model(inputs_embeds=both, attention_mask=seen, use_cache=False, **extra).logits[:, -1]
 
     return step
@@ -62,7 +66,8 @@ def test_beams_say_what_they_say_without_any_cache(
     lm = copy.copy(lms[kind])
     if kind != "t5":
         assert lm.places_tokens
-        monkeypatch.setattr(causal, "TreeStep", TreeStep if side_by_side else RowStep)
+        if not side_by_side:
+            monkeypatch.setattr(causal, "TreeStep", rows_of_their_own)
     prefix = 3 * torch.randn(ROWS, 4, lm.width, generator=torch.Generator().manual_seed(3))
     prompts = ["a photo of", "", "a red square on the left", "a", "two green", "a blue circle", ""]
     decoding = Decoding(num_beams=BEAMS, max_length=14, min_length=2)
@@ -75,13 +80,12 @@ def test_beams_say_what_they_say_without_any_cache(
         return out
 
     monkeypatch.setattr(type(lm.model), "forward", counted)
-    ours = lm.decode(prefix, prompts=prompts, decoding=decoding)
+    ours = lm.decode(behind(prefix, prompts), decoding)
     monkeypatch.undo()
     assert sizes[0] >= ROWS and max(sizes[1:]) == ROWS * BEAMS
     monkeypatch.setattr(beam, "KEEP_UP_TO", 0.0)
     start = ours.sequences[0, 0].item()
-    eos = lm.end_ids if hasattr(lm, "end_ids") else [lm.model.config.eos_token_id]
-    pad = lm.pad_id if hasattr(lm, "pad_id") else lm.tokenizer.pad_token_id
+    eos, pad = list(lm.dialect.ends), lm.dialect.pad
     settings = {"max_length": 14 if kind != "t5" else 15, "decoding": decoding, "device": torch.device("cpu")}
     with torch.no_grad():
         step = without_cache(lm, prefix, prompts)

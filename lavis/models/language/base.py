@@ -1,9 +1,9 @@
-"""The language interface: soft prompts in, a loss or texts out.
+"""The language interface: prompts of text and vectors in, a loss or texts out.
 
-`LanguageModel.loss(prefix, prompts, targets)` and `.generate(prefix, prompts, decoding)` are all that the rest of the package
-knows; tokenizer, padding side, end token, label masking and decoding are private to the two implementations.
+`LanguageModel.loss(prompts, targets)`, `.generate(prompts, decoding)` and `.rank(prompts, answers, candidates)` are all that the
+rest of the package knows; padding, label masking and decoding are private to the two implementations, tokens to the `Dialect`.
 
-Shapes: B rows, P prefix positions (the projected queries), H model width.
+Shapes: B entries, a `Prompt` each; L positions, H model width.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,14 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from lavis.common.checkpoint import load_weights
 from lavis.common.errors import ConfigError
+from lavis.models.language.dialects import Dialect, Piece
+from lavis.models.language.prompt import Prompt
 from lavis.models.losses import TokenLoss
 from lavis.models.qformer.attention import attention_of_libraries
 from lavis.models.qformer.lora import CheckpointContexts
@@ -77,8 +81,14 @@ class LanguageModel(nn.Module, ABC):
     answer_length_penalty: float  # of short answers, as published
     is_random: bool  # the weights came from nowhere
     recomputes = False  # activations are computed again in backward
+    _told_of_cut = False
+    dialect: Dialect
     model: Any
-    tokenizer: Any
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that the dialect writes with."""
+        return self.dialect.tokenizer
 
     @property
     def width(self) -> int:
@@ -87,32 +97,61 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the input embeddings, to which prefixes are cast."""
+        """Type of the input embeddings, to which the vectors of prompts are cast."""
         return self.model.get_input_embeddings().weight.dtype
 
     @abstractmethod
-    def loss(self, prefix: Tensor, *, prompts: list[str], targets: list[str]) -> TokenLoss:
-        """Cross entropy of the target texts behind prefix [B, P, H] and the prompts, not yet divided by the token count."""
+    def caption_prompts(self, vectors: Tensor, prompt: str) -> list[Prompt]:
+        """What stands in front of a caption in training: vectors [B, n, H], and the prompt where captions do not carry it."""
 
     @abstractmethod
-    def check_questions(self, questions: list[str]) -> None:
-        """Warn of questions that will not be read whole."""
+    def loss(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> TokenLoss:
+        """Cross entropy of the targets alone, each behind its prompt, not yet divided by the token count."""
 
     @abstractmethod
-    def answer_loss(self, prefix: Tensor, *, questions: list[str], answers: list[str]) -> TokenLoss:
-        """Cross entropy of the answers alone, behind prefix [B, P, H] and the questions, not yet divided by the token count."""
+    def rank(self, prompts: Sequence[Prompt], answers: Sequence[str], candidates: int) -> list[str]:
+        """The likeliest of the answers behind each prompt; `candidates` of them, by their first token, are read whole."""
 
     @abstractmethod
-    def rank_answers(self, prefix: Tensor, *, questions: list[str], answers: list[str], candidates: int) -> list[str]:
-        """The likeliest of the answers for each row; `candidates` of them, by their first token, are read whole."""
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+        """B * num_captions texts."""
 
     @abstractmethod
-    def generate(self, prefix: Tensor, *, prompts: list[str], decoding: Decoding) -> list[str]:
-        """B * num_captions texts for prefix [B, P, H]."""
+    def prompt_inputs(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """What the model reads before it writes: embeddings [B, L, H] and their mask [B, L] of 0 and 1."""
 
-    @abstractmethod
-    def prompt_inputs(self, prefix: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """What the model reads before it writes: embeddings [B, P + L, H] of prefix [B, P, H] and prompts, and their mask."""
+    def check_questions(self, questions: Sequence[str]) -> None:
+        """Warn once of questions that max_txt_len cuts: as published, it is their end that is lost, "Short answer:" first."""
+        limit = self.dialect.max_tokens
+        if not self.dialect.cuts_prompts or self._told_of_cut:
+            return
+        longest = max(map(len, self.dialect.encode_all(questions)), default=0)
+        if longest > limit:
+            self._told_of_cut = True
+            cut = f"a question has {longest} tokens and loses its end, model.max_txt_len being {limit}"
+            logger.warning("%s, as published; a larger max_txt_len keeps it", cut)
+
+    def assemble(self, rows: Sequence[Sequence[Piece]], *, side: str) -> tuple[Tensor, Tensor]:
+        """Rows of ids and vectors as embeddings [B, L, H], padded on `side` ("left", "right"), and their mask [B, L]."""
+        device = self.model.device
+        ids = [piece for row in rows for piece in row if isinstance(piece, list)]
+        first = rows[0][0]
+        usual = isinstance(first, Tensor) and all(
+            len(row) == 2 and isinstance(row[0], Tensor) and isinstance(row[1], list) and len(row[0]) == len(first)
+            for row in rows
+        )
+        if usual and (side == "right" or len(set(map(len, ids))) == 1):  # equal vectors and a text: two blocks side by side
+            padded, seen = pad_right(ids, self.dialect.pad, device), pad_right([[1] * len(row) for row in ids], 0, device)
+            vectors = torch.stack([row[0] for row in rows if isinstance(row[0], Tensor)])
+            embeds = torch.cat([vectors.to(self.dtype), self.embed(padded)], dim=1)
+            return embeds, torch.cat([seen.new_ones(vectors.shape[:2]), seen], dim=1)
+        flat = torch.tensor([token for piece in ids for token in piece] + [self.dialect.pad], device=device)
+        words = iter(self.embed(flat).split([*map(len, ids), 1]))
+        whole = [torch.cat([next(words) if isinstance(piece, list) else piece.to(self.dtype) for piece in row]) for row in rows]
+        masks = [torch.ones(len(row), dtype=torch.long, device=device) for row in whole]
+        mask = pad_sequence(masks, batch_first=True, padding_side=side)
+        embeds = pad_sequence(whole, batch_first=True, padding_side=side)
+        return torch.where(mask.unsqueeze(2) == 1, embeds, next(words)), mask
 
     def enable_checkpointing(self, context_fn: CheckpointContexts) -> None:
         """Recompute activations in backward, under the adapters of the forward pass."""
@@ -126,6 +165,12 @@ class LanguageModel(nn.Module, ABC):
     def embed(self, ids: Tensor) -> Tensor:
         """ids [B, L] -> input embeddings [B, L, H]."""
         return self.model.get_input_embeddings()(ids)
+
+
+def pad_right(rows: Sequence[list[int]], pad: int, device: torch.device) -> Tensor:
+    """Lists of ids as one tensor [B, longest]."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [pad] * (longest - len(row)) for row in rows], dtype=torch.long, device=device)
 
 
 def load_tokenizer(source: str, **kwargs: Any) -> Any:

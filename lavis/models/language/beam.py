@@ -13,7 +13,7 @@ Shapes: B rows, K beams, V vocabulary, L tokens so far (start token included).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,9 +111,11 @@ def decode(
     device: torch.device,
     sharded: bool = False,
     start_is_text: bool = True,
+    stops: Sequence[Sequence[int]] = (),
 ) -> Decoded:
     """Decode `rows` rows with beams, greedily (one beam) or by nucleus sampling; `max_length` counts the start token.
 
+    `stops`: sequences of tokens that end a row too, where one token after the other is taken; beams read on behind them.
     `start_is_text` False: the start token only counts; a repetition penalty leaves it alone (it may be the end token).
 
     No step is collective unless the model is `sharded`: then each process goes on until all are done, or one that is done
@@ -123,7 +125,7 @@ def decode(
     going = dist_utils.any_process if sharded else bool
     if decoding.use_nucleus_sampling or decoding.num_beams == 1:
         tokens = torch.full((rows * decoding.num_captions, 1), start, device=device)
-        return _sample(step, tokens, eos, pad, max_length, chain, going, greedy=not decoding.use_nucleus_sampling)
+        return _sample(step, tokens, eos, stops, pad, max_length, chain, going, greedy=not decoding.use_nucleus_sampling)
     tokens = torch.full((rows * decoding.num_beams, 1), start, device=device)
     return _beam_search(step, tokens, rows, eos, pad, max_length, chain, going, decoding)
 
@@ -132,6 +134,7 @@ def _sample(
     step: Step,
     tokens: Tensor,
     eos: list[int],
+    stops: Sequence[Sequence[int]],
     pad: int,
     max_length: int,
     chain: Processors,
@@ -140,6 +143,7 @@ def _sample(
     greedy: bool,
 ) -> Decoded:
     ends = torch.tensor(eos, device=tokens.device)
+    tails = [torch.tensor(stop, device=tokens.device) for stop in stops]
     open_rows = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
     while tokens.shape[1] < max_length and going(bool(open_rows.any())):
         logits = chain(tokens, step(tokens, None).float())
@@ -147,6 +151,9 @@ def _sample(
         picked = torch.where(open_rows, picked, pad)
         tokens = torch.cat([tokens, picked[:, None]], dim=1)
         open_rows &= ~torch.isin(picked, ends)
+        for tail in tails:
+            if tokens.shape[1] > len(tail):  # the start token is no text
+                open_rows &= ~(tokens[:, -len(tail) :] == tail).all(dim=1)
     return Decoded(tokens)
 
 

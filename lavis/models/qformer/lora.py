@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis.common.packed import Packed, frozen_linear
 from lavis.common.precision import autocast_of
 
 
@@ -83,7 +82,6 @@ class ModalityLinear(nn.Linear, loralib.LoRALayer):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.router = router
-        self.packed: Packed | None = None
         self.scaling = alpha / rank
         device = linear.weight.device
         self.lora_A = nn.ParameterDict()
@@ -98,7 +96,7 @@ class ModalityLinear(nn.Linear, loralib.LoRALayer):
         modality = self.router.live
         if modality is None:
             raise RuntimeError("an adapted layer was called outside a route: wrap the call in `with router.route(modality):`")
-        y = frozen_linear(x, self.weight, self.bias, self.packed)
+        y = F.linear(x, self.weight, self.bias)
         a, b = self.lora_A[modality], self.lora_B[modality]
         if autocast_of(x.device) is None and x.dtype != a.dtype:  # a base in low precision, adapters in float32
             return y + (F.linear(F.linear(x.to(a.dtype), a), b) * self.scaling).to(y.dtype)

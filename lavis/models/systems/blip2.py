@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from lavis.common import dist_utils
 from lavis.common.config import ConfigError
 from lavis.common.modalities import modality_of
-from lavis.common.packed import check_limit, pack_frozen_linear
-from lavis.common.precision import built_for, hold_frozen_linear
+from lavis.common.precision import hold_frozen_linear
 from lavis.common.registry import registry
 from lavis.common.seeding import shared_rng
 from lavis.models import losses, parts
@@ -76,11 +75,9 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> Blip2Base:
-        check_limit(cfg.packed_gb)
         model = cls(cfg)
         model.load_checkpoint_from_config(model.cfg)
         hold_frozen_linear(*model.autocast_parts())
-        pack_frozen_linear(model.parts_to_pack(), dtype=built_for()[1], limit_gb=cfg.packed_gb)
         return model
 
     def autocast_parts(self) -> list[nn.Module]:
@@ -89,15 +86,6 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
         if hasattr(self, "point_encoder") and self.cfg.freeze_point_encoder and self.cfg.pointbert.autocast:
             found.append(self.point_encoder.blocks)
         return found
-
-    def parts_to_pack(self) -> list[nn.Module]:
-        """The parts whose frozen linear layers are worth a second copy of their weights on a CPU: the LLM, which reads few rows
-        a step; under autocast all."""
-        device, autocast = built_for()
-        if device.type != "cpu":
-            return []
-        llm: list[nn.Module] = [self.llm] if self.llm is not None else []
-        return llm if autocast == torch.float32 else [*llm, *(part for part in self.children() if part is not self.llm)]
 
     @classmethod
     def modality_rows(cls, cfg: DictConfig) -> dict[str, Any]:
@@ -262,8 +250,8 @@ class Blip2Base(Encoding, Captioner, Retrieval, Weights, BaseModel):
             found["lm"] = self.lm_loss(row, ids, mask, lm)
         if row.weight("llm"):
             assert self.llm is not None and branch.llm_proj is not None, "setup_branches refuses an llm loss without an LLM"
-            prompts = [self.default_prompt(row)] * len(texts)
-            found["llm"] = global_mean(self.llm.loss(branch.llm_proj(hidden), prompts=prompts, targets=texts))
+            prompts = self.llm.caption_prompts(branch.llm_proj(hidden), self.default_prompt(row))
+            found["llm"] = global_mean(self.llm.loss(prompts, texts))
         if row.weight("reg") and branch.region is not None:
             position = self.position(samples, row, len(texts))
             assert position is not None

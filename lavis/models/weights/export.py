@@ -30,7 +30,7 @@ from lavis.common.errors import unknown
 from lavis.common.files import new_folder, replacing
 from lavis.common.modalities import modality_of
 from lavis.models import parts
-from lavis.models.language import CausalLM, Decoding, LanguageModel
+from lavis.models.language import CausalLM, Decoding, LanguageModel, behind
 from lavis.models.language.base import load_tokenizer
 from lavis.models.language.beam import TOP_K
 from lavis.models.qformer.lora import ModalityLinear, merged_copy
@@ -137,7 +137,8 @@ def generation_config(llm: LanguageModel, decoding: Decoding) -> GenerationConfi
     tokenizer, ids = llm.tokenizer, llm.model.config
     settings: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id}
     if isinstance(llm, CausalLM):
-        settings |= {"eos_token_id": llm.end_ids if len(llm.end_ids) > 1 else llm.end_ids[0], "pad_token_id": llm.pad_id}
+        ends = llm.dialect.ends
+        settings |= {"eos_token_id": list(ends) if len(ends) > 1 else ends[0], "pad_token_id": llm.dialect.pad}
         longest = decoding.max_length - 1
     else:
         settings |= {"eos_token_id": ids.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -210,7 +211,7 @@ def soft_prompts(model: Blip2Base, samples: Mapping[str, Any], *, prompts: Seque
         prefix, texts = model.prefix_and_prompts(samples, row)
     if prompts is not None and len(prompts) != len(prefix):
         raise ValueError(f"{len(prompts)} prompts for {len(prefix)} rows")
-    return model.llm.prompt_inputs(prefix, texts if prompts is None else list(prompts))
+    return model.llm.prompt_inputs(behind(prefix, texts if prompts is None else list(prompts)))
 
 
 def save_prompts(
