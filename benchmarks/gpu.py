@@ -175,7 +175,7 @@ def cached(model: Any, size: sizes.Size, rows: int, device: Device) -> dict[str,
     """A batch with the ViT's tokens in the place of pictures."""
     samples = to_device(made("image_region", size, rows), device.device)
     with torch.no_grad():
-        features = model.vit_tokens(samples.pop("image"))
+        features = model.encoders["image"].compute(samples.pop("image"))
     return {**samples, FEATURES: features}
 
 

@@ -131,7 +131,10 @@ class Bench:
         """The batch with the ViT's tokens [I, T, C] in the place of pictures; NotYetError where the model wants pictures."""
         with torch.no_grad():
             self.mode(False)
-            made = {FEATURES: self.model.vit_tokens(samples["image"]), **{k: v for k, v in samples.items() if k != "image"}}
+            made = {
+                FEATURES: self.model.encoders["image"].compute(samples["image"]),
+                **{k: v for k, v in samples.items() if k != "image"},
+            }
             try:
                 self.model(made)
             except (KeyError, ValueError, AttributeError, TypeError) as error:

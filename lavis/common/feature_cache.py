@@ -191,10 +191,10 @@ class FeatureCache:
         self.counts: Counter[str] = Counter()
         self._waiting: list[tuple[Mapping[str, Any], Tensor]] = []
 
-    def add(self, batch: Mapping[str, Any], features: Tensor) -> None:
-        """Features [M, T, C] of the pictures that a batch did not find, as its `image_cache` names them."""
-        if batch.get("image_cache"):
-            self._waiting.append((batch["image_cache"], features))
+    def add(self, entry: object, features: Tensor) -> None:
+        """Features [M, T, C] of the images that a batch did not find, as its `image_cache` names them."""
+        if isinstance(entry, Mapping) and entry:
+            self._waiting.append((entry, features))
 
     def finish_batch(self, batch: Mapping[str, Any]) -> None:
         """Write what waits, and count what the batch found."""

@@ -1,7 +1,7 @@
 """A batch, read and checked once: the only reader of a samples dict among the models.
 
-Which modality a batch is of, how many rows it has, what each part of the model needs of it, and what its texts are is settled here;
-every later function takes a `Batch`.
+Which modality a batch is of, how many rows it has, what each part of the model needs of it, and what its texts are is settled
+here; every later function takes a `Batch`.
 
 Shapes: B rows, I encoded inputs.
 """
@@ -15,7 +15,7 @@ import torch
 
 from lavis.common.modalities import modality_of
 from lavis.models.encoders.base import Encoder, Inputs, Samples, keys_of
-from lavis.models.modality import Branch, Modality
+from lavis.models.modality import TEXT_ROLES, Branch, Modality
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ class Batch:
         branches: Mapping[str, Branch],
         device: torch.device,
         training: bool,
+        roles: Sequence[str] = TEXT_ROLES,
         extra: Sequence[str] = (),
     ) -> Batch:
-        """Read a samples dict. ValueError names the key that is missing, of another shape, or of another number of rows."""
+        """Read a samples dict; of its texts, those with a role in `roles`. ValueError names the key that is missing, of another
+        shape, or of another number of rows."""
         spec = entry_of(samples, specs)
         inputs = encoders[spec.encoder].read(samples, device=device, training=training)
         size, chain = inputs.size, branches[spec.name].region
@@ -64,7 +66,7 @@ class Batch:
             size=size,
             inputs=inputs,
             regions=regions,
-            texts=texts_of(samples, spec, rows=size),
+            texts=texts_of(samples, spec, roles=roles, rows=size),
             prompt=_prompt_of(samples, rows=size),
             image_ids=None if ids is None else list(map(str, ids)),
             positive_keys=None if positives is None else list(map(str, positives)),
@@ -75,7 +77,9 @@ class Batch:
     def text(self, role: str) -> list[str]:
         """The texts of a role. ValueError where the samples have none."""
         if role not in self.texts:
-            raise ValueError(f"samples have no text that is a {role} of modality {self.spec.name!r}: give text_input, a list of texts")
+            raise ValueError(
+                f"samples have no text that is a {role} of modality {self.spec.name!r}: give text_input, a list of texts"
+            )
         return self.texts[role]
 
 
@@ -101,15 +105,15 @@ def as_list(texts: object) -> list[str]:
     return found
 
 
-def texts_of(samples: Samples, spec: Modality, *, rows: int | None = None) -> dict[str, list[str]]:
+def texts_of(samples: Samples, spec: Modality, *, roles: Sequence[str], rows: int) -> dict[str, list[str]]:
     """The texts of a batch by their role. ValueError where they are not one per row."""
-    output = samples.get("text_output")
-    roles = {"text_input": spec.text_input if output is None else spec.text_input_beside_output, "text_output": spec.text_output}
+    beside = samples.get("text_output") is not None
+    role_of = {"text_input": spec.text_input_beside_output if beside else spec.text_input, "text_output": spec.text_output}
     found: dict[str, list[str]] = {}
-    for key, role in roles.items():
-        if samples.get(key) is not None:
+    for key, role in role_of.items():
+        if role in roles and samples.get(key) is not None:
             found[role] = as_list(samples[key])
-            if rows is not None and len(found[role]) != rows:
+            if len(found[role]) != rows:
                 raise ValueError(f"samples[{key!r}] has {len(found[role])} texts for {rows} rows")
     return found
 

@@ -24,7 +24,6 @@ from lavis.common.precision import building_for, on_meta
 from lavis.common.registry import registry
 from lavis.models.public_sizes import BERT, LLMS, bert_stand_in, llm_stand_in, sizes_of
 
-POINTS = 8192  # of a cloud; groups are what counts behind the sampling
 # what autocast computes in low precision, and what in float32 (torch.amp, "CUDA Op-Specific Behavior")
 LOW = {
     F.linear, F.conv1d, F.conv2d, F.scaled_dot_product_attention,
@@ -83,16 +82,13 @@ def dry_run(model: Any, modality: str, *, rows: int, dtype: torch.dtype = torch.
 
 def example_batch(model: Any, modality: str, rows: int) -> dict[str, Any]:
     """A batch without numbers, with all that the modality reads and texts of full length."""
-    row, cfg = model.rows[modality], model.cfg
+    spec, cfg = model.specs[modality], model.cfg
     batch: dict[str, Any] = {"modality": modality, "text_input": ["a " * cfg.max_txt_len] * rows}
     batch["image_id"] = [str(number) for number in range(rows)]
-    if row.encoder == "image":
-        batch["image"] = torch.empty(rows, 3, cfg.vit.img_size, cfg.vit.img_size, device="meta")
-    else:
-        batch["pointcloud"] = torch.empty(rows, POINTS, 6 if cfg.pointbert.with_color else 3, device="meta")
-    region = model.branch(modality).region
-    if region is not None:
-        batch[region.key] = torch.empty(rows, region.size, device="meta")
+    batch |= model.encoders[spec.encoder].example(rows, device="meta")
+    chain = model.branch(modality).region
+    for key, size in ({} if chain is None else chain.position_keys).items():
+        batch[key] = torch.empty(rows, size, device="meta")
     return batch
 
 

@@ -1,8 +1,8 @@
 """One entry per modality, and the branch that owns what one modality owns.
 
 An entry says which encoder and which Q-Former serve the modality, how a region reaches the queries, what the texts of a sample
-are, what the LLM is told and which losses count. Entries stand in configs/models/*.yaml under `modalities:`; a further modality on
-an existing encoder is one more entry.
+are, what the LLM is told and which losses count. Entries stand in configs/models/*.yaml under `modalities:`; a further modality
+on an existing encoder is one more entry.
 
 Shapes: B batch, Q queries, D Q-Former width, E similarity width, H LLM width.
 """

@@ -58,7 +58,9 @@ def find_losses(model: QueryModel, batch: Batch) -> dict[str, Mean]:
             raise ValueError(f"samples['text_output'] needs a language model and modalities.{batch.spec.name}.losses.llm above 0")
         return {"llm": global_mean(model.answer_loss(batch, model.look(batch).hidden))}
     step = read(model, batch)
-    return {name: OBJECTIVES[name](model, step) for name in OBJECTIVES if batch.spec.weight(name) and _applies(model, name, batch)}
+    return {
+        name: OBJECTIVES[name](model, step) for name in OBJECTIVES if batch.spec.weight(name) and _applies(model, name, batch)
+    }
 
 
 def _applies(model: QueryModel, name: str, batch: Batch) -> bool:
@@ -104,8 +106,8 @@ def similarities(model: QueryModel, step: Step, text: Tensor) -> tuple[Tensor, T
 
 
 def same_image(model: QueryModel, batch: Batch) -> Tensor | None:
-    """Which rows of all are no negatives of each other [B_all, B_all]: those of one image, when the config asks for LAVIS' reading
-    of image ids; else those of one `positive_key`, where samples have it (`run.group_by_image`)."""
+    """Which rows of all are no negatives of each other [B_all, B_all]: those of one image, when the config asks for LAVIS'
+    reading of image ids; else those of one `positive_key`, where samples have it (`run.group_by_image`)."""
     own = batch.image_ids if model.cfg.soft_targets else batch.positive_keys
     if own is None:
         return None
@@ -187,5 +189,4 @@ def reg(model: QueryModel, step: Step) -> Mean:
     return global_row_mean(step.hidden.new_zeros(()) if found is None else found, step.sizes)
 
 
-OBJECTIVES: dict[str, Callable[["QueryModel", Step], Mean]] = {"itc": itc, "itm": itm, "lm": lm, "llm": llm, "reg": reg}
-
+OBJECTIVES: dict[str, Callable[[QueryModel, Step], Mean]] = {"itc": itc, "itm": itm, "lm": lm, "llm": llm, "reg": reg}

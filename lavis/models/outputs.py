@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lavis.models.qformer.qformer import EncoderTokens, KeyValue
+from lavis.models.qformer.qformer import KeyValue
+from lavis.models.qformer.tokens import Tokens
 
 
 @dataclass
@@ -32,18 +33,6 @@ class Looked(NamedTuple):
     """What the query pass gives: outputs [B, Q, D], the encoder tokens, the query embeddings [B, Q, D], keys and values."""
 
     hidden: Tensor
-    tokens: EncoderTokens
+    tokens: Tokens
     queries: Tensor
     cache: list[KeyValue]
-
-
-class Read(NamedTuple):
-    """What a training step reads of a batch: query outputs [B, Q, D]; outputs [B, L, D] of the text and the language pass, where
-    a loss wants them; the encoder tokens; ids and mask [B, L] of the texts, empty where none does."""
-
-    hidden: Tensor
-    text: Tensor | None
-    lm: Tensor | None
-    tokens: EncoderTokens
-    ids: Tensor
-    mask: Tensor

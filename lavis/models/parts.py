@@ -1,31 +1,26 @@
-"""Builds and loads the parts of a BLIP-2 model from the config: ViT, Q-Former, LLM."""
+"""Builds and loads the parts of a model from the config: Q-Former, LLM; and the files that they are read from."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertTokenizer
 from transformers.utils import cached_file
 
-from lavis.common.checkpoint import CheckpointError, file_hash, load_checkpoint_file, load_weights, unwrap, weight_files
+from lavis.common.checkpoint import file_hash, load_checkpoint_file, weight_files
 from lavis.common.config import ConfigError
 from lavis.common.paths import resolve
 from lavis.common.precision import PRECISIONS, frozen_dtype
-from lavis.models.encoders.clip_vit import ClipViT
-from lavis.models.encoders.eva_vit import EvaViT, fit_vit_state_dict
-from lavis.models.encoders.point_bert import PointBert
 from lavis.models.inference.lemmatizer import load_lemmatizer
 from lavis.models.language import CausalLM, LanguageModel, Seq2SeqLM
 from lavis.models.language.base import has_words
 from lavis.models.qformer.qformer import QFormer
-from lavis.models.weights.layouts_all import KeyMap, load_into
 
 logger = logging.getLogger(__name__)
 
@@ -44,77 +39,6 @@ def bert_tokenizer(bert_path: str) -> BertTokenizer:
         raise ConfigError(f"model.bert_path {bert_path!r} holds no vocab.txt")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
-
-
-VITS: dict[str, type[EvaViT] | type[ClipViT]] = {"eva_clip_g": EvaViT, "clip_L": ClipViT}
-
-
-def build_vit(cfg: DictConfig) -> EvaViT | ClipViT:
-    """The ViT that `model.vit` describes, with random weights."""
-    vit = cfg.vit
-    if vit.vit_model not in VITS:
-        raise ConfigError(f"model.vit.vit_model is {vit.vit_model!r}; accepted: {', '.join(VITS)}")
-    dtype = frozen_dtype(vit.vit_precision, "model.vit.vit_precision")
-    if not cfg.freeze_vit and dtype != torch.float32:
-        raise ConfigError(f"model.freeze_vit is false, but vit_precision is {vit.vit_precision}; trained weights need fp32")
-    if vit.embed_dim != cfg.qformer.input_dim:
-        raise ConfigError(
-            f"model.qformer.input_dim is {cfg.qformer.input_dim}, but the ViT is {vit.embed_dim} wide (vit.embed_dim)"
-        )
-    model = VITS[vit.vit_model](
-        img_size=vit.img_size,
-        patch_size=vit.patch_size,
-        embed_dim=vit.embed_dim,
-        depth=vit.depth,
-        num_heads=vit.num_heads,
-        mlp_ratio=vit.mlp_ratio,
-        drop_path_rate=vit.drop_path_rate,
-        grad_checkpoint=vit.use_grad_checkpoint,
-    )
-    return model.to(dtype)
-
-
-def load_vit(vit: EvaViT | ClipViT, path: str) -> list[str]:
-    """Load the ViT from its released file, or from a BLIP-2 or RegionBLIP checkpoint that holds it; returns the loaded names."""
-    state = _part_of_file(path, "visual_encoder.", hf_prefix=("vision_model.", "query_tokens", "qformer.l"))
-    state, _ = fit_vit_state_dict(state, vit)
-    return _load_encoder(vit, state, path, layout="vit")
-
-
-def build_point_encoder(cfg: DictConfig) -> PointBert:
-    """The Point-BERT that `model.pointbert` describes, with random weights."""
-    settings = {key: value for key, value in cfg.pointbert.items() if key not in ("pretrained", "autocast")}
-    return PointBert(**settings)
-
-
-def load_point_encoder(encoder: PointBert, path: str) -> list[str]:
-    """Load a released Point-BERT / ULIP file, or a RegionBLIP checkpoint, into the encoder; returns the loaded names."""
-    return _load_encoder(encoder, _part_of_file(path, "point_encoder."), path, layout="point_bert")
-
-
-def _part_of_file(path: str, part: str, *, hf_prefix: str | tuple[str, ...] = "") -> dict[str, Tensor]:
-    """The tensors of one part in a file of any known layout, their names below the part. ConfigError where there are none.
-
-    `hf_prefix`: what of a Hugging Face folder is read.
-    """
-    try:
-        _, renamed = KeyMap(()).rename(unwrap(load_weights(path, prefix=hf_prefix)))
-    except CheckpointError:
-        raise
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    found = {name.removeprefix(part): tensor for name, tensor in renamed.items() if name.startswith(part)}
-    if not found:
-        raise ConfigError(f"{path} holds no {part.removesuffix('.')}; its first keys: {', '.join(sorted(renamed)[:4])}")
-    return found
-
-
-def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], path: str, *, layout: str) -> list[str]:
-    report = load_into(encoder, state, layout=layout)
-    if report.missing:
-        first = next(iter(report.missing))
-        raise ConfigError(f"{path} lacks {len(report.missing)} tensors of the {type(encoder).__name__}, the first: {first}")
-    return report.loaded
 
 
 def build_qformer(cfg: DictConfig, tokenizer: BertTokenizer) -> QFormer:

@@ -26,19 +26,22 @@ def open_feature_cache(
     """
     if run_cfg.feature_cache is None:
         return None
-    if not hasattr(model, "feature_identity"):
-        raise ConfigError(f"run.feature_cache: {type(model).__name__} has no features that could be kept; accepted here: null")
-    identity = model.feature_identity(autocast=amp_dtype(run_cfg, device))
+    encoder = getattr(model, "encoders", {}).get("image")
+    if encoder is None:
+        what = f"no modality of this {type(model).__name__} reads images, whose features could be kept"
+        raise ConfigError(f"run.feature_cache: {what}; accepted here: null")
+    identity = encoder.identity(autocast=amp_dtype(run_cfg, device))
     limit = int(run_cfg.feature_cache_gb * 1e9)
-    store = FeatureStore(resolve(run_cfg.feature_cache), identity, shape=model.feature_shape(), limit=limit)
+    store = FeatureStore(resolve(run_cfg.feature_cache), identity, shape=encoder.shape(), limit=limit)
     store.open()
     for name, parts in datasets.items():
         for split, dataset in parts.items():
             if hasattr(dataset, "set_feature_cache") and not dataset.set_feature_cache(store):
                 logger.info("dataset %s, %s augments its pictures: run.feature_cache keeps no features of them", name, split)
     logger.info("features of the frozen ViT are kept in %s", store.folder)
-    model.feature_cache = FeatureCache(store)
-    return model.feature_cache
+    cache = FeatureCache(store)
+    encoder.sink = cache
+    return cache
 
 
 def finish_batch(cache: FeatureCache | None, samples: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ class Captioner:
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the model knows."""
-        return tuple(self.model.rows)
+        return tuple(self.model.specs)
 
     @property
     def description(self) -> str:
@@ -122,9 +122,9 @@ class Captioner:
     # -- what all stand on ------------------------------------------------------------------------------------------------------
     def modality(self, encoder: str, region: str | None) -> str:
         """The first modality on `encoder` (image, pointcloud) whose region kind is `region`; ValueError says what there is."""
-        for row in self.model.rows.values():
-            if row.encoder == encoder and row.region == region:
-                return row.name
+        for spec in self.model.specs.values():
+            if spec.encoder == encoder and (self.model.branch(spec.name).region is not None) == (region is not None):
+                return spec.name
         what = {"image": "pictures", "pointcloud": "point clouds"}[encoder]
         kind = "regions of" if region else "whole"
         raise ValueError(f"this model knows no {kind} {what}; it knows {', '.join(self.modalities)}")
@@ -158,9 +158,9 @@ class Captioner:
         """What an encoder says of pictures [I, 3, S, S] or clouds [I, N, C], as samples take it in place of them."""
         with self._lock:
             if encoder == "image":
-                return {"image_features": self.model.vit_tokens(inputs)}
-            tokens, centres = self.model.point_tokens(inputs, start=None)
-            return {"pointcloud_features": tokens, "pointcloud_centres": centres}
+                return {"image_features": self.model.encoders["image"].compute(inputs)}
+            found = self.model.encoders["pointcloud"].compute(inputs)
+            return {"pointcloud_features": found.embeds, "pointcloud_centres": found.centres}
 
 
 def fitted(points: NDArray[np.float32], count: int | None, *, seed: int = 0) -> NDArray[np.float32]:

@@ -91,6 +91,10 @@ class Encoder(nn.Module, ABC):
     def load(self, path: str) -> list[str]:
         """Load the tower from its released file; returns the names that were loaded, below the tower."""
 
+    def autocast_parts(self) -> list[nn.Module]:
+        """The parts whose linear layers are called under autocast alone, where there is any."""
+        return []
+
     def example(self, rows: int, *, device: str) -> dict[str, Tensor]:
         """Its part of a batch without meaning, at real size, for estimates of memory."""
         raise NotImplementedError(f"{type(self).__name__} gives no example of its input")

@@ -163,5 +163,7 @@ def build_tower(cfg: DictConfig) -> EvaViT | ClipViT | TimmTower:
     if name.startswith(PREFIX):
         return timm_tower(vit).to(dtype)
     build: Callable[..., EvaViT | ClipViT] = TOWERS[name]
-    sizes = {key: vit[key] for key in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate")}
+    sizes = {
+        key: vit[key] for key in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate")
+    }
     return build(**sizes, grad_checkpoint=vit.use_grad_checkpoint).to(dtype)

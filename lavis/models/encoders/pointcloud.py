@@ -57,9 +57,7 @@ class PointCloudEncoder(Encoder):
         start = self.start_points(samples, cloud.shape[:2], index, device) if training and groups is None else None
         return Inputs(cloud, index=index, start=start, groups=groups)
 
-    def start_points(
-        self, samples: Samples, shape: Sequence[int], index: Tensor | None, device: torch.device
-    ) -> Tensor:
+    def start_points(self, samples: Samples, shape: Sequence[int], index: Tensor | None, device: torch.device) -> Tensor:
         """The points [I] at which the sampling of clouds [I, N, C] begins in training (in evaluation: point 0).
 
         In a step of a runner a cloud's point follows from seed, step and the cloud's name (`cloud_key`, else `image_id`): it is
@@ -81,8 +79,8 @@ class PointCloudEncoder(Encoder):
         return self.compute(inputs.raw, start=inputs.start, groups=inputs.groups)
 
     def compute(self, cloud: Tensor, *, start: Tensor | None = None, groups: Tensor | None = None) -> Features:
-        """The tower's tokens of clouds [I, N, 3 or 6], and the centres of the groups in the cloud's coordinates. `start` [I]: where
-        sampling begins (None: point 0); `groups` [I, G, 1 + K] stand in place of sampling."""
+        """The tower's tokens of clouds [I, N, 3 or 6], and the centres of the groups in the cloud's coordinates. `start` [I]:
+        where sampling begins (None: point 0); `groups` [I, G, 1 + K] stand in place of sampling."""
         device = self.pc_adapter.weight.device
         as_it_is = contextlib.nullcontext() if self.frozen and self.autocast else without_autocast(device)
         with as_it_is, torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -95,6 +93,9 @@ class PointCloudEncoder(Encoder):
     def load(self, path: str) -> list[str]:
         """The tower from a released Point-BERT / ULIP file, or from a RegionBLIP checkpoint."""
         return load_part(self.point_encoder, part_of_file(path, "point_encoder."), path)
+
+    def autocast_parts(self) -> list[nn.Module]:
+        return [self.point_encoder.blocks] if self.frozen and self.autocast else []
 
     def example(self, rows: int, *, device: str) -> dict[str, Tensor]:
         return {"pointcloud": torch.empty(rows, POINTS, self.point_encoder.channels, device=device)}

@@ -1,8 +1,8 @@
 """Any model of timm as the vision tower: `vit_model: timm:NAME`.
 
-Tokens come from timm's `forward_features`: those of a transformer with its class tokens in front, the cells of a convolutional map
-row by row. Weights come from a file in timm's names (`vit.pretrained`); nothing is downloaded. The image must be normalised as the
-model expects it (`vis_processor.<split>.mean` and `std`).
+Tokens come from timm's `forward_features`: those of a transformer with its class tokens in front, the cells of a convolutional
+map row by row. Weights come from a file in timm's names (`vit.pretrained`); nothing is downloaded. The image must be normalised
+as the model expects it (`vis_processor.<split>.mean` and `std`).
 
 Shapes: B images, S image side, T tokens, C width.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import timm
-import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -35,7 +34,9 @@ class TimmTower(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         if image.dim() != 4 or tuple(image.shape[-2:]) != (self.img_size, self.img_size):
-            raise ValueError(f"image has shape {tuple(image.shape)}; the tower was built for [B, 3, {self.img_size}, {self.img_size}]")
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}; the tower was built for [B, 3, {self.img_size}, {self.img_size}]"
+            )
         features: Tensor = self.model.forward_features(image)  # type: ignore[operator]
         if features.dim() == 3:
             return features

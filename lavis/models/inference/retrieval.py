@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +23,11 @@ from lavis.common.config import ConfigError
 from lavis.common.precision import autocast_of
 from lavis.models.losses import query_text_similarity
 from lavis.models.modality import Modality
-from lavis.models.qformer.qformer import EncoderTokens
+from lavis.models.qformer.tokens import Tokens
+
+if TYPE_CHECKING:
+    from lavis.models.encoders.base import Samples
+    from lavis.models.query_model import QueryModel
 
 UNRANKED = -100.0  # the score of a pair that was not ranked again, as in LAVIS
 Scores = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -41,92 +44,94 @@ class Gallery:
     seen: list[Tensor] = field(default_factory=list)  # [B, T], where a row sees only some tokens
 
 
-class Retrieval:
-    """Mixed into `Blip2Base`."""
+def compute_sim_matrix(
+    model: QueryModel, data_loader: Any, task_cfg: Mapping[str, Any] | None = None, *, k_test: int | None = None
+) -> Scores:
+    """Scores of inputs with texts [I, N] and of texts with inputs [N, I], the same on every process.
 
-    def compute_sim_matrix(
-        self: Any, data_loader: Any, task_cfg: Mapping[str, Any] | None = None, *, k_test: int | None = None
-    ) -> Scores:
-        """Scores of inputs with texts [I, N] and of texts with inputs [N, I], the same on every process.
+    `data_loader` gives all inputs in order, on every process; its dataset has the texts as `text`. How many of a row are
+    ranked again says `k_test`, or the key of `task_cfg`; LAVIS' 128 otherwise.
+    """
+    texts, gallery = data_loader.dataset.text, Gallery()
+    k_test = k_test if k_test is not None else (task_cfg or {}).get("k_test", 128)
+    was_training = model.training
+    model.eval()
+    try:
+        for samples in data_loader:
+            add_to_gallery(model, gallery, samples)
+        return gallery_scores(model, gallery, texts, k_test=k_test)
+    finally:
+        model.train(was_training)
 
-        `data_loader` gives all inputs in order, on every process; its dataset has the texts as `text`. How many of a row are
-        ranked again says `k_test`, or the key of `task_cfg`; LAVIS' 128 otherwise.
-        """
-        texts, gallery = data_loader.dataset.text, Gallery()
-        k_test = k_test if k_test is not None else (task_cfg or {}).get("k_test", 128)
-        was_training = self.training
-        self.eval()
-        try:
-            for samples in data_loader:
-                self.add_to_gallery(gallery, samples)
-            return self.gallery_scores(gallery, texts, k_test=k_test)
-        finally:
-            self.train(was_training)
 
-    @torch.no_grad()
-    def add_to_gallery(self: Any, gallery: Gallery | None, samples: Mapping[str, Any]) -> Gallery:
-        """Encode a batch into the gallery, a new one for None. ValueError when it is of another modality than those before it."""
-        row: Modality = self.row_of(samples)
-        gallery = Gallery() if gallery is None else gallery
-        if gallery.modality not in ("", row.name):
-            raise ValueError(f"a gallery holds one modality; this one holds {gallery.modality}, the batch is {row.name}")
-        gallery.modality, gallery.dtype = row.name, autocast_of(self.device)
-        with self.router.route(row.name):
-            looked = self.look(samples, row)
-            gallery.features.append(F.normalize(self.branch(row.name).itc_proj(looked.hidden), dim=-1).float())
-        embeds = looked.tokens.per_row(looked.tokens.embeds)
-        gallery.embeds.append(embeds.to("cpu", gallery.dtype or embeds.dtype))
-        if looked.tokens.seen is not None:
-            gallery.seen.append(looked.tokens.seen.cpu())
-        return gallery
+@torch.no_grad()
+def add_to_gallery(model: QueryModel, gallery: Gallery | None, samples: Samples) -> Gallery:
+    """Encode a batch into the gallery, a new one for None. ValueError when it is of another modality than those before it."""
+    batch = model.read(samples)
+    row = batch.spec
+    gallery = Gallery() if gallery is None else gallery
+    if gallery.modality not in ("", row.name):
+        raise ValueError(f"a gallery holds one modality; this one holds {gallery.modality}, the batch is {row.name}")
+    gallery.modality, gallery.dtype = row.name, autocast_of(model.device)
+    with model.router.route(row.name):
+        looked = model.look(batch)
+        gallery.features.append(model.visual_features(row, looked.hidden).float())
+    embeds = looked.tokens.per_row(looked.tokens.embeds)
+    gallery.embeds.append(embeds.to("cpu", gallery.dtype or embeds.dtype))
+    if looked.tokens.visible is not None:
+        gallery.seen.append(looked.tokens.visible.cpu())
+    return gallery
 
-    def gather_gallery(self: Any, parts: Sequence[Gallery]) -> Gallery:
-        """One gallery of the parts of all processes, in rank order, the same on every process; a process may have none.
 
-        Batches stay what they were, so that scores do not depend on the number of processes. ValueError for two modalities.
-        """
-        found = dist_utils.all_gather_objects([(part.modality, part.dtype) for part in parts])
-        kinds = {kind for process in found for kind in process}
-        if len(kinds) > 1:
-            names = ", ".join(sorted(f"{modality} in {dtype}" for modality, dtype in kinds))
-            raise ValueError(f"a gallery holds one modality in one type; these parts hold {names}")
-        modality, dtype = kinds.pop() if kinds else ("", None)
-        gathered = {
-            name: dist_utils.all_gather_tensors([tensor for part in parts for tensor in getattr(part, name)])
-            for name in ("features", "embeds", "seen")
-        }
-        features = [tensor.to(self.device) for tensor in gathered.pop("features")]
-        return Gallery(modality, dtype, features, **gathered)
+def gather_gallery(model: QueryModel, parts: Sequence[Gallery]) -> Gallery:
+    """One gallery of the parts of all processes, in rank order, the same on every process; a process may have none.
 
-    @torch.no_grad()
-    def gallery_scores(self: Any, gallery: Gallery, texts: Sequence[str], *, k_test: int, batch_size: int = 64) -> Scores:
-        """Scores of the gallery with `texts`, both ways: see `compute_sim_matrix`. At most `batch_size` pairs at a time.
+    Batches stay what they were, so that scores do not depend on the number of processes. ValueError for two modalities.
+    """
+    found = dist_utils.all_gather_objects([(part.modality, part.dtype) for part in parts])
+    kinds = {kind for process in found for kind in process}
+    if len(kinds) > 1:
+        names = ", ".join(sorted(f"{modality} in {dtype}" for modality, dtype in kinds))
+        raise ValueError(f"a gallery holds one modality in one type; these parts hold {names}")
+    modality, dtype = kinds.pop() if kinds else ("", None)
+    gathered = {
+        name: dist_utils.all_gather_tensors([tensor for part in parts for tensor in getattr(part, name)])
+        for name in ("features", "embeds", "seen")
+    }
+    features = [tensor.to(model.device) for tensor in gathered.pop("features")]
+    return Gallery(modality, dtype, features, **gathered)
 
-        A score is the ITC similarity, the cosine of the best query, plus the ITM logit for a match, averaged over queries, for
-        the `k_test` most similar of a row (all, where there are fewer), and -100 for the rest.
-        """
-        if isinstance(k_test, bool) or not isinstance(k_test, int) or k_test < 1:
-            raise ConfigError(f"k_test is {k_test!r}; accepted: a whole number of 1 or more")
-        if not texts or not gallery.features:
-            raise ValueError(f"{len(texts)} texts and {len(gallery.features)} batches of inputs; accepted: at least one of each")
-        row, device = self.rows[gallery.modality], self.device.type
-        amp = torch.autocast(device, dtype=gallery.dtype) if gallery.dtype is not None else contextlib.nullcontext()
-        with amp, self.router.route(row.name):
-            ids, mask = self.tokenize(list(texts))
-            parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
-            sentences = torch.cat([self.text_features(row, *part).float() for part in parts])
-            sims = torch.cat([query_text_similarity(part, sentences).cpu() for part in gallery.features])
-            pairs = Pairs(self, row, ids, mask, rows_of(gallery.embeds), rows_of(gallery.seen))
-            i2t = rank_again(sims, pairs.of_input, k_test=k_test, batch_size=batch_size, model=self)
-            t2i = rank_again(sims.t(), pairs.of_text, k_test=k_test, batch_size=batch_size, model=self)
-        return i2t.numpy(), t2i.numpy()
+
+@torch.no_grad()
+def gallery_scores(model: QueryModel, gallery: Gallery, texts: Sequence[str], *, k_test: int, batch_size: int = 64) -> Scores:
+    """Scores of the gallery with `texts`, both ways: see `compute_sim_matrix`. At most `batch_size` pairs at a time.
+
+    A score is the ITC similarity, the cosine of the best query, plus the ITM logit for a match, averaged over queries, for
+    the `k_test` most similar of a row (all, where there are fewer), and -100 for the rest.
+    """
+    if isinstance(k_test, bool) or not isinstance(k_test, int) or k_test < 1:
+        raise ConfigError(f"k_test is {k_test!r}; accepted: a whole number of 1 or more")
+    if not texts or not gallery.features:
+        raise ValueError(f"{len(texts)} texts and {len(gallery.features)} batches of inputs; accepted: at least one of each")
+    row, device = model.specs[gallery.modality], model.device.type
+    qformer = model.qformers[row.qformer]
+    amp = torch.autocast(device, dtype=gallery.dtype) if gallery.dtype is not None else contextlib.nullcontext()
+    with amp, model.router.route(row.name):
+        ids, mask = model.tokenize(list(texts))
+        parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
+        sentences = torch.cat([model.sentence_features(qformer.text_pass(*part)).float() for part in parts])
+        sims = torch.cat([query_text_similarity(part, sentences).cpu() for part in gallery.features])
+        pairs = Pairs(model, row, ids, mask, rows_of(gallery.embeds), rows_of(gallery.seen))
+        i2t = rank_again(sims, pairs.of_input, k_test=k_test, batch_size=batch_size, model=model)
+        t2i = rank_again(sims.t(), pairs.of_text, k_test=k_test, batch_size=batch_size, model=model)
+    return i2t.numpy(), t2i.numpy()
 
 
 @dataclass
 class Pairs:
     """ITM logits of pairs of one input with several texts, or of one text with several inputs."""
 
-    model: Any
+    model: QueryModel
     row: Modality
     ids: Tensor  # [N, L]
     mask: Tensor  # [N, L]
@@ -149,9 +154,9 @@ class Pairs:
         seen = torch.stack([self.seen[number] for number in inputs]).to(device) if self.seen else None
         if seen is not None and index is not None:
             seen = seen[index]
-        tokens = EncoderTokens(torch.stack([self.embeds[number] for number in inputs]).to(device), index, seen=seen)
+        tokens = Tokens(torch.stack([self.embeds[number] for number in inputs]).to(device), index, visible=seen)
         queries = model.branch(self.row.name).query_tokens.expand(len(texts), -1, -1)
-        hidden = model.qformer_of(self.row).joint_pass(queries, self.ids[texts], self.mask[texts], tokens)
+        hidden = model.qformers[self.row.qformer].joint_pass(queries, self.ids[texts], self.mask[texts], tokens)
         return model.itm_head(hidden[:, : queries.shape[1]]).float().mean(dim=1)[:, 1].cpu()
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 class Tokens:
     """embeds [I, T, C], and for every row which of the I inputs it reads: index [B] (None: row i reads i).
 
-    unplaced: how many tokens in front lie nowhere (class tokens). positions [I, T - unplaced, 3]: where the others lie in a cloud;
-    None for an image, whose tokens are a grid, row by row. visible [B, T] bool: the tokens that a row's queries may look at
-    (None: all).
+    unplaced: how many tokens in front lie nowhere (class tokens). positions [I, T - unplaced, 3]: where the others lie in a
+    cloud; None for an image, whose tokens are a grid, row by row. visible [B, T] bool: the tokens that a row's queries may look
+    at (None: all).
     """
 
     embeds: Tensor

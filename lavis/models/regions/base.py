@@ -1,8 +1,8 @@
 """How a region reaches the Q-Former: the seam of all region prompts, and the chain in which they work together.
 
-`region:` of a modality's entry names one prompt, or several that work one after the other (`region: [box_mlp, roi]`). A prompt may
-change the queries, what they see, or the text beside them, and may have a loss of its own. A new prompt is a new file with a class
-registered by `registry.register_region`.
+`region:` of a modality's entry names one prompt, or several that work one after the other (`region: [box_mlp, roi]`). A prompt
+may change the queries, what they see, or the text beside them, and may have a loss of its own. A new prompt is a new file with a
+class registered by `registry.register_region`.
 
 The published names `box` and `corners` mean `box_mlp` with a position of 4 or 24 numbers, and the published switches
 `region_features: roi` and `region_attention: region` append `roi` and `visible_tokens` (`parts_of`).
@@ -97,7 +97,7 @@ class PositionPrompt(RegionPrompt):
 
 
 class RegionChain(nn.Module):
-    """The prompts of one entry, in order. Their children are its own, so that checkpoints say `region.posembed`, not which prompt."""
+    """The prompts of one entry, in order. Their children are its own: checkpoints say `region.posembed`, not which prompt."""
 
     def __init__(self, prompts: Sequence[RegionPrompt]) -> None:
         super().__init__()
@@ -122,10 +122,10 @@ class RegionChain(nn.Module):
         present = [loss for loss in found if loss is not None]
         return torch.stack(present).sum() if len(present) > 1 else present[0] if present else None
 
-    def example(self, rows: int, *, device: str) -> dict[str, Tensor]:
-        """Positions without meaning, for estimates of memory."""
-        sizes = {prompt.position_key: prompt.position_size for prompt in self.prompts}
-        return {key: torch.empty(rows, size, device=device) for key, size in sizes.items() if key is not None}
+    @property
+    def position_keys(self) -> dict[str, int]:
+        """The sample keys of positions that the prompts read, and their numbers per region."""
+        return {prompt.position_key: prompt.position_size for prompt in self.prompts if prompt.position_key is not None}
 
 
 def parts_of(entry: Modality, cfg: DictConfig) -> tuple[str, list[str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 

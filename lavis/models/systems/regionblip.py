@@ -3,34 +3,27 @@
 Differs from `blip2` in four things: every modality has LoRA pairs in the Q-Former and the LLM, regions enter by position (PaFE),
 the BLIP-2 half stays frozen so that image captions stay what they were, and BLIP-2 checkpoints load into the image branch.
 `regionblip_opt` and `regionblip_t5` are two names of one class. Its ablations are switches of the config (`check_switches`,
-`region_features.py`).
-
-Shapes: B rows, T encoder tokens, Q queries, D Q-Former width.
+`lavis/models/regions`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
-from lavis.models import parts
 from lavis.models.modality import Modality
 from lavis.models.qformer.lora import adapter_parameters, inject_modality_lora
-from lavis.models.qformer.qformer import EncoderTokens, QFormer
-from lavis.models.regions import geometry as region_features
-from lavis.models.systems.blip2 import Blip2Base
+from lavis.models.query_model import QueryModel
 
 logger = logging.getLogger(__name__)
 
 QFORMER_TARGETS = "query|value"  # of self- and cross-attention
-ENCODER_OF = {"box": "image", "corners": "pointcloud"}  # whose tokens a region kind can be laid over
+NO_TARGETS = "none"  # leaves the adapters of a part out
 SWITCHES: dict[str, tuple[str | None, ...]] = {
     "region_features": (None, "roi"),
     "region_attention": ("all", "region"),
@@ -50,118 +43,52 @@ def check_switches(cfg: DictConfig) -> None:
         raise ConfigError(f"model.aux_regloss_weight is {cfg.aux_regloss_weight}; accepted: numbers from 0")
 
 
-class RegionBLIP(Blip2Base):
+class RegionBLIP(QueryModel):
     """RegionBLIP over any language model of the language interface."""
 
     IMAGE = "image"  # the modality that BLIP-2 brings
 
-    def __init__(self, cfg: DictConfig) -> None:
-        check_switches(cfg)
-        super().__init__(cfg)
-
     @classmethod
-    def modality_rows(cls, cfg: DictConfig) -> dict[str, Any]:
-        """The table with the switches applied: weight of the box regression, clouds through the shared Q-Former or their own."""
-        rows = super().modality_rows(cfg)
-        for row in rows.values():
-            if row["losses"].get("reg"):
-                row["losses"]["reg"] *= cfg.aux_regloss_weight if cfg.enable_aux_regloss else 0.0
-            if not cfg.enable_pointcloud_qformer:
-                row["qformer"] = "Qformer"
-        return rows
+    def read_specs(cls, cfg: DictConfig) -> dict[str, Modality]:
+        """The entries with the switches applied: weight of the box regression, whose Q-Former clouds read."""
+        check_switches(cfg)
+        factor = cfg.aux_regloss_weight if cfg.enable_aux_regloss else 0.0
+        specs = super().read_specs(cfg)
+        for name, spec in specs.items():
+            losses = {loss: weight * factor if loss == "reg" and weight else weight for loss, weight in spec.losses.items()}
+            qformer = spec.qformer if cfg.enable_pointcloud_qformer else "Qformer"
+            specs[name] = replace(spec, losses=losses, qformer=qformer)
+        return specs
 
-    def setup_qformers(self) -> None:
-        super().setup_qformers()
-        if any(row.qformer == "Qformer_pc" for row in self.rows.values()):
-            self.Qformer_pc: QFormer = parts.build_qformer(self.cfg, self.tokenizer)
-
-    def setup_branches(self) -> None:
-        super().setup_branches()
-        roi, limited = self.cfg.region_features == "roi", self.cfg.region_attention == "region"
-        for name, row in self.rows.items():
-            region = self.branch(name).region
-            if region is None or not (roi or limited):
-                continue
-            if row.encoder != ENCODER_OF[region.kind]:
-                raise ConfigError(
-                    f"modalities.{name}: a {region.kind} does not say which tokens of encoder {row.encoder} lie in it; "
-                    "model.region_features and model.region_attention want a box on image or corners on pointcloud"
-                )
-            if roi:
-                region.setup_roi(self.cfg.qformer.input_dim)
-
-    def load_parts(self) -> None:
-        super().load_parts()
-        if hasattr(self, "Qformer_pc"):
-            self.load_bert("Qformer_pc")
-
-    def setup_training(self) -> None:
-        super().setup_training()
-        lora = self.cfg.lora
-        settings = {"rank": lora.rank, "alpha": lora.alpha}
-        base = [p for p in self.Qformer.parameters()]
-        for qformer in filter(None, (self.Qformer, getattr(self, "Qformer_pc", None))):
-            inject_modality_lora(qformer, self.router, lora.qformer_targets or QFORMER_TARGETS, **settings)
-        assert self.llm is not None
-        inject_modality_lora(self.llm.model, self.router, lora.llm_targets or self.llm.lora_targets, **settings)
+    def adapt(self) -> None:
+        """Adapters in the Q-Formers and the LLM; then what BLIP-2 brought is frozen, as the switches say."""
+        lora, shared = self.cfg.lora, self.qformers["Qformer"]
+        base = list(shared.parameters())
+        qformer_targets = lora.qformer_targets or QFORMER_TARGETS
+        assert self.llm is not None, "every arch of RegionBLIP has a language model"
+        llm_targets = lora.llm_targets or self.llm.lora_targets
+        for part, targets in [*((q, qformer_targets) for q in self.qformers.values()), (self.llm.model, llm_targets)]:
+            if targets != NO_TARGETS:
+                inject_modality_lora(part, self.router, targets, rank=lora.rank, alpha=lora.alpha)
         if self.cfg.freeze_qformer:
             for parameter in base:
                 parameter.requires_grad_(False)
-            self.lock_eval(self.Qformer)
-        if hasattr(self, "Qformer_pc") and not self.cfg.qformer_pc_dropout:
-            self.lock_eval(self.Qformer_pc)
+            self.lock_eval(shared)
+        if not self.cfg.qformer_pc_dropout:
+            for name, qformer in self.qformers.items():
+                if name != "Qformer":
+                    self.lock_eval(qformer)
         if self.cfg.freeze_blip2_pretrain:
             self.freeze_blip2()
-
-    # -- regions: the ablations beside the position embedding -----------------------------------------------------------------
-    def encode(self, samples: Mapping[str, Any], row: Modality) -> EncoderTokens:
-        """Encoder tokens of a batch; under `region_attention: region` with what each row's queries may see of them."""
-        tokens = super().encode(samples, row)
-        if row.region is not None and self.cfg.region_attention == "region":
-            inside = self.tokens_in_region(samples, row, tokens)
-            tokens.seen = torch.cat([torch.ones_like(inside[:, :1]), inside], dim=1)  # the class token comes first
-        return tokens
-
-    def queries(self, samples: Mapping[str, Any], row: Modality, tokens: EncoderTokens) -> Tensor:
-        """Query embeddings [B, Q, D]; under `region_features: roi` with the features of the region added to each query."""
-        queries = super().queries(samples, row, tokens)
-        region = self.branch(row.name).region
-        if region is None or region.roi is None:
-            return queries
-        located = tokens.embeds[:, 1:]
-        if region.kind == "box":
-            position = self.position(samples, row, tokens.rows)
-            assert position is not None
-            features = region_features.pool_box(located, region.flatten(position), tokens.index)
-        else:
-            features = region_features.pool_inside(tokens.per_row(located), self.tokens_in_region(samples, row, tokens))
-        return queries + region.roi(features.to(region.roi.weight.dtype)).unsqueeze(1)
-
-    def tokens_in_region(self, samples: Mapping[str, Any], row: Modality, tokens: EncoderTokens) -> Tensor:
-        """Which tokens lie in each row's region, the class token left out: bool [B, T - 1], all of them where none does.
-
-        A box holds the patches that it overlaps, corners the groups of points whose centre lies in their hull.
-        """
-        position, region = self.position(samples, row, tokens.rows), self.branch(row.name).region
-        assert position is not None and region is not None
-        if region.kind == "box":
-            inside = region_features.cells_in_box(region.flatten(position), round((tokens.embeds.shape[1] - 1) ** 0.5))
-        else:
-            assert tokens.centres is not None
-            corners = region.flatten(position).unflatten(1, (8, 3))
-            if self.cfg.corner_axes == "published":
-                corners = region_features.corners_in_space(corners)
-            inside = region_features.points_in_hull(tokens.per_row(tokens.centres), corners)
-        return region_features.all_if_none(inside)
 
     def freeze_blip2(self) -> None:
         """Freeze what BLIP-2 brought: ln_vision, the image queries and projection, and the image adapters (zero B: no effect)."""
         branch = self.branch(self.IMAGE)
         assert self.llm is not None and branch.llm_proj is not None
-        self.freeze(self.ln_vision)
+        self.freeze(self.get_submodule("ln_vision"))
         self.freeze(branch.llm_proj)
         branch.query_tokens.requires_grad_(False)
-        for model in (self.Qformer, self.llm):
+        for model in (self.qformers["Qformer"], self.llm):
             for parameter in adapter_parameters(model, self.IMAGE):
                 parameter.requires_grad_(False)
 
@@ -178,12 +105,12 @@ class RegionBLIP(Blip2Base):
     def start_regions_from_image(self) -> None:
         """Start the queries and projections of the other image modalities from those of the whole image."""
         source = self.branch(self.IMAGE)
-        for name in self.rows:
+        for name, spec in self.specs.items():
             branch = self.branch(name)
-            if name != self.IMAGE and self.rows[name].encoder == self.rows[self.IMAGE].encoder:
+            if name != self.IMAGE and spec.encoder == self.specs[self.IMAGE].encoder:
                 branch.query_tokens.copy_(source.query_tokens)
                 for part in ("llm_proj", "itc_proj"):
-                    getattr(branch, part).load_state_dict(getattr(source, part).state_dict())
+                    branch.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict())
                 logger.info("modality %s starts from the queries and projections of %s", name, self.IMAGE)
 
 

@@ -14,7 +14,6 @@ from lavis.common.checkpoint import load_weights, save_weights, unwrap
 from lavis.common.config import Config, merge_model_config
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
-from lavis.models.modality import Modality
 from lavis.models.weights.layouts_all import KeyMap
 
 T5 = re.compile(r"t5_(model|proj)|language_model\.(encoder|decoder|shared)\.|llm\.model\.(encoder|decoder|shared)\.")
@@ -67,7 +66,7 @@ def convert(
     state = unwrap(content)
     cfg = Config.from_file(config).model if config is not None else merge_model_config({"arch": f"regionblip_{llm_kind(state)}"})
     model_class = registry.get_model_class(cfg.arch)
-    rows = [Modality.from_config(name, row) for name, row in model_class.modality_rows(cfg).items()]
+    rows = list(model_class.read_specs(cfg).values())
     key_map = KeyMap(rows, llm=model_class.llm_kind or "opt")
     try:
         found, ours = key_map.rename(state)

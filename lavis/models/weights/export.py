@@ -30,13 +30,15 @@ from lavis.common.errors import unknown
 from lavis.common.files import new_folder, replacing
 from lavis.common.modalities import modality_of
 from lavis.models import parts
+from lavis.models.batch import entry_of
+from lavis.models.inference.generate import prompt_texts
 from lavis.models.language import CausalLM, Decoding, LanguageModel, behind
 from lavis.models.language.base import load_tokenizer
 from lavis.models.language.beam import TOP_K
 from lavis.models.qformer.lora import ModalityLinear, merged_copy
 
 if TYPE_CHECKING:
-    from lavis.models.systems.blip2 import Blip2Base
+    from lavis.models.query_model import QueryModel
 
 SHARD_SIZE = "5GB"  # of one file of weights
 FACTS, README = "export.json", "README.txt"
@@ -68,7 +70,7 @@ adapters_sha256.
 
 # -- weights ------------------------------------------------------------------------------------------------------------------
 def export_llm(
-    model: Blip2Base,
+    model: QueryModel,
     folder: str | Path,
     *,
     modality: str,
@@ -110,7 +112,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     load_tokenizer(str(target))
 
 
-def adapted_llm(model: Blip2Base) -> LanguageModel:
+def adapted_llm(model: QueryModel) -> LanguageModel:
     """The language model of `model`; ConfigError where there is none, or none of its layers is adapted."""
     arch = model.cfg.arch
     if model.llm is None:
@@ -121,7 +123,7 @@ def adapted_llm(model: Blip2Base) -> LanguageModel:
     return model.llm
 
 
-def checked_modality(model: Blip2Base, name: str) -> str:
+def checked_modality(model: QueryModel, name: str) -> str:
     """The row of a modality or published task name; ConfigError names those there are."""
     row = modality_of(name)
     if row not in model.router.modalities:
@@ -165,7 +167,7 @@ def _say_ties(plain: Any) -> None:
     plain.config.tie_word_embeddings = head is not None and head.weight is plain.get_input_embeddings().weight
 
 
-def origin(model: Blip2Base, modality: str, *, checkpoint: str | Path | None = None) -> dict[str, Any]:
+def origin(model: QueryModel, modality: str, *, checkpoint: str | Path | None = None) -> dict[str, Any]:
     """What the adapters and soft prompts of a modality stand on: files with their sha256, and the hash of the adapters, null
     for a language model without.
 
@@ -187,7 +189,7 @@ def origin(model: Blip2Base, modality: str, *, checkpoint: str | Path | None = N
     }
 
 
-def _readme(model: Blip2Base, modality: str, llm: LanguageModel, decoding: Decoding, settings: GenerationConfig) -> str:
+def _readme(model: QueryModel, modality: str, llm: LanguageModel, decoding: Decoding, settings: GenerationConfig) -> str:
     return README_TEXT.format(
         llm=type(llm.model).__name__, modality=modality, version=lavis.__version__, width=llm.width, facts=FACTS,
         prefix=model.branch(modality).query_tokens.shape[1], max_length=decoding.max_length, min_length=decoding.min_length,
@@ -197,7 +199,7 @@ def _readme(model: Blip2Base, modality: str, llm: LanguageModel, decoding: Decod
 
 # -- soft prompts ---------------------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def soft_prompts(model: Blip2Base, samples: Mapping[str, Any], *, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+def soft_prompts(model: QueryModel, samples: Mapping[str, Any], *, prompts: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
     """Input embeddings [B, P + L, H] of a batch, in the language model's type, and their attention mask [B, P + L] of 0 and 1.
 
     They are what `model.generate(samples)` decodes: rows of causal models are padded on the left, those of T5 (for its encoder)
@@ -206,16 +208,16 @@ def soft_prompts(model: Blip2Base, samples: Mapping[str, Any], *, prompts: Seque
     """
     if model.llm is None:
         raise ConfigError(f"arch {model.cfg.arch} has no language model that soft prompts could be for")
-    row = model.row_of(samples)
-    with model.router.route(row.name):
-        prefix, texts = model.prefix_and_prompts(samples, row)
-    if prompts is not None and len(prompts) != len(prefix):
-        raise ValueError(f"{len(prompts)} prompts for {len(prefix)} rows")
-    return model.llm.prompt_inputs(behind(prefix, texts if prompts is None else list(prompts)))
+    batch = model.read(samples)
+    if prompts is not None and len(prompts) != batch.size:
+        raise ValueError(f"{len(prompts)} prompts for {batch.size} rows")
+    with model.router.route(batch.spec.name):
+        vectors = model.branch(batch.spec.name).to_llm(model.look(batch).hidden)
+    return model.llm.prompt_inputs(behind(vectors, prompt_texts(model, batch) if prompts is None else list(prompts)))
 
 
 def save_prompts(
-    model: Blip2Base,
+    model: QueryModel,
     samples: Mapping[str, Any],
     path: str | Path,
     *,
@@ -231,7 +233,7 @@ def save_prompts(
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: soft prompts are written as .safetensors")
     embeds, mask = soft_prompts(model, samples)
-    facts = origin(model, model.row_of(samples).name, checkpoint=checkpoint)
+    facts = origin(model, entry_of(samples, model.specs).name, checkpoint=checkpoint)
     tensors = {"inputs_embeds": embeds.cpu().contiguous(), "attention_mask": mask.cpu().contiguous()}
     with replacing(path) as stream:
         save_file(tensors, stream.name, metadata={"lavis": json.dumps({**facts, **(about or {})})})
