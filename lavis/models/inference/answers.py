@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lavis.common.dist_utils import is_sharded
 from lavis.models.inference.lemmatizer import lemmatize
-from lavis.models.language import Decoding, behind
+from lavis.models.language import Behind, Decoding
 from lavis.models.losses import TokenLoss
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Answering:
                 num_beams=num_beams, max_new_tokens=max_len, min_length=min_len,
                 length_penalty=self.llm.answer_length_penalty if length_penalty is None else length_penalty,
             )  # fmt: skip
-            answers: list[str] = self.llm.generate(behind(prefix, questions), decoding)
+            answers: list[str] = self.llm.generate(Behind(prefix, questions), decoding)
         wanted = self.cfg.apply_lemmatizer or samples.get("apply_lemmatizer")
         return lemmatize(answers) if wanted else answers
 
@@ -80,7 +80,7 @@ class Answering:
             raise ValueError(f"num_ans_candidates is {candidates}; accepted: 1 or more")
         if is_sharded(self.llm):
             raise ValueError("inference_method 'rank' cannot work with sharded parameters; accepted: generate")
-        return self.llm.rank(behind(prefix, questions), list(answers), candidates)
+        return self.llm.rank(Behind(prefix, questions), list(answers), candidates)
 
     def answer_loss(self: Any, samples: Mapping[str, Any], row: Modality, hidden: Tensor) -> TokenLoss:
         """Cross entropy of samples["text_output"] behind the queries' outputs [B, Q, D] and samples["text_input"]."""
@@ -89,7 +89,7 @@ class Answering:
             raise ValueError(f"samples['text_output'] needs a language model and modalities.{row.name}.losses.llm above 0")
         if not len(questions) == len(answers) == len(hidden):
             raise ValueError(f"{len(questions)} questions and {len(answers)} answers for {len(hidden)} rows")
-        return self.llm.loss(behind(self.branch(row.name).llm_proj(hidden), questions), answers)
+        return self.llm.loss(Behind(self.branch(row.name).llm_proj(hidden), questions), answers)
 
 
 def formatted(prompt: str, questions: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lavis.common.dist_utils import is_sharded
 from lavis.datasets.geometry import pixel_boxes_to_normalised
 from lavis.models.inference.answers import Answering, as_list
-from lavis.models.language import Decoding, behind
+from lavis.models.language import Behind, Decoding
 from lavis.models.language.beam import decode
 from lavis.models.losses import query_text_similarity
 from lavis.models.outputs import BlipOutputFeatures
@@ -67,7 +67,7 @@ class Captioner(Answering):
             if self.llm is None:
                 return self._generate_by_qformer(samples, row, decoding)
             prefix, prompts = self.prefix_and_prompts(samples, row)
-            return self.llm.generate(behind(prefix, prompts), decoding)
+            return self.llm.generate(Behind(prefix, prompts), decoding)
 
     def prefix_and_prompts(self: Any, samples: Mapping[str, Any], row: Modality) -> tuple[Tensor, list[str]]:
         """What the language model is given of a batch: soft prompts [B, Q, H] and the texts behind them. Inside a route only."""

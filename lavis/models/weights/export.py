@@ -30,7 +30,7 @@ from lavis.common.errors import unknown
 from lavis.common.files import new_folder, replacing
 from lavis.common.modalities import modality_of
 from lavis.models import parts
-from lavis.models.language import CausalLM, Decoding, LanguageModel, behind
+from lavis.models.language import Behind, CausalLM, Decoding, LanguageModel
 from lavis.models.language.base import load_tokenizer
 from lavis.models.language.beam import TOP_K
 from lavis.models.qformer.lora import ModalityLinear, merged_copy
@@ -211,7 +211,7 @@ def soft_prompts(model: Blip2Base, samples: Mapping[str, Any], *, prompts: Seque
         prefix, texts = model.prefix_and_prompts(samples, row)
     if prompts is not None and len(prompts) != len(prefix):
         raise ValueError(f"{len(prompts)} prompts for {len(prefix)} rows")
-    return model.llm.prompt_inputs(behind(prefix, texts if prompts is None else list(prompts)))
+    return model.llm.prompt_inputs(Behind(prefix, texts if prompts is None else list(prompts)))
 
 
 def save_prompts(
