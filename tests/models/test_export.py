@@ -159,7 +159,7 @@ def test_beam_captions_by_our_beam_search_are_ours(kind: str, model: Any, folder
             theirs = merged.decode(Behind(prefix, prompts), decoding)
             torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=1e-5)
             texts = model.llm.generate(Behind(prefix, prompts), decoding)
-            assert texts == merged.generate(prefix, prompts=prompts, decoding=decoding) and len(set(texts)) > 1
+            assert texts == merged.generate(Behind(prefix, prompts), decoding) and len(set(texts)) > 1
 
 
 def test_other_modalities_leave_no_trace(kind: str, folder: Path, tmp_path: Path) -> None:
