@@ -75,6 +75,8 @@ def read(model: QueryModel, batch: Batch) -> Step:
     ids, mask = model.tokenize(texts) if wanted else (given.queries.new_empty(0, dtype=torch.long),) * 2
     decoder = model.decoder_ids(ids) if spec.weight("lm") else None
     plain = given.ids is None and given.kept == given.queries.shape[1]
+    text: Tensor | None
+    lm: Tensor | None
     if spec.weight("itc") and plain:  # so every part of the pass gets a gradient: a parameter that no loss reaches must have none
         hidden, text, lm = qformer.passes_at_once(given.queries, given.tokens, mask, text=ids, decoder=decoder)
     else:

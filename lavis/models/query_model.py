@@ -29,7 +29,7 @@ from lavis.models.encoders.base import Encoder, Samples
 from lavis.models.inference import answers, features, retrieval
 from lavis.models.inference import describe as describing
 from lavis.models.inference import generate as generating
-from lavis.models.language import LanguageModel, behind
+from lavis.models.language import Behind, LanguageModel
 from lavis.models.losses import TokenLoss
 from lavis.models.modality import LOSS_NAMES, TEXT_ROLES, Branch, Modality
 from lavis.models.outputs import Looked
@@ -133,9 +133,14 @@ class QueryModel(BaseModel):
             if spec.weight("llm") and self.llm is None:
                 weight = spec.weight("llm")
                 raise ConfigError(f"modalities.{spec.name}.losses.llm is {weight}, but arch {self.cfg.arch} has no LLM")
-        sizes = {"width": qformer.width, "llm_width": self.llm.width if self.llm is not None else None}
+        llm_width = None if self.llm is None else self.llm.width
         std = qformer.config.initializer_range
-        self.branches = nn.ModuleDict({n: Branch(s, self.cfg, init_std=std, **sizes) for n, s in self.specs.items()})
+        self.branches = nn.ModuleDict(
+            {
+                name: Branch(spec, self.cfg, width=qformer.width, llm_width=llm_width, init_std=std)
+                for name, spec in self.specs.items()
+            }
+        )
         self.text_proj = nn.Linear(qformer.width, self.cfg.embed_dim)
         self.itm_head = nn.Linear(qformer.width, 2)
         self.temp = nn.Parameter(torch.tensor(0.07))
@@ -232,7 +237,7 @@ class QueryModel(BaseModel):
         """The targets behind query outputs [B, Q, D] and the prompts of the samples."""
         assert self.llm is not None, "checked by the caller"
         vectors = self.branch(batch.spec.name).to_llm(hidden)
-        return self.llm.loss(behind(vectors, batch.text("prompt")), batch.text("target"))
+        return self.llm.loss(Behind(vectors, batch.text("prompt")), batch.text("target"))
 
     def default_prompt(self, spec: Modality) -> str:
         """What the language model is told when nobody says otherwise, in training as in evaluation (for T5)."""

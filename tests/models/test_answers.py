@@ -15,7 +15,7 @@ from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
 from lavis.models.inference import lemmatizer
 from lavis.models.inference.answers import formatted
-from lavis.models.language import CausalLM, Seq2SeqLM, behind
+from lavis.models.language import Behind, CausalLM, Seq2SeqLM
 from lavis.models.language.scoring import sequence_scores
 from lavis.models.losses import IGNORE
 from lavis.runners.checks import check_model
@@ -68,7 +68,7 @@ def test_loss_counts_the_answer_alone(lms: dict[str, Any], kind: str) -> None:
     lm = lms[kind]
     prefix = prefix_of(lm)
     with torch.no_grad():
-        loss = lm.loss(behind(prefix, QUESTIONS), ANSWERS[:3])
+        loss = lm.loss(Behind(prefix, QUESTIONS), ANSWERS[:3])
         each = [separate_loss(lm, prefix[i : i + 1], QUESTIONS[i], ANSWERS[i]) for i in range(3)]
     assert int(loss.count) == sum(count for _, count in each)
     assert float(loss.total) == pytest.approx(sum(total for total, _ in each), rel=1e-4)
@@ -82,7 +82,7 @@ def test_ranking_finds_the_likeliest_answer(lms: dict[str, Any], kind: str, cand
     """Every candidate read by itself: the chosen one has the smallest loss."""
     lm = lms[kind]
     prefix = prefix_of(lm)
-    chosen = lm.rank(behind(prefix, QUESTIONS), ANSWERS, candidates)
+    chosen = lm.rank(Behind(prefix, QUESTIONS), ANSWERS, candidates)
     with torch.no_grad():
         for i, question in enumerate(QUESTIONS):
             losses = {answer: separate_loss(lm, prefix[i : i + 1], question, answer)[0] for answer in ANSWERS}
@@ -110,8 +110,8 @@ def test_texts_are_tokenised_as_one_by_one(lms: dict[str, Any], kind: str) -> No
 def test_one_candidate_is_the_one_with_the_likeliest_first_token(lms: dict[str, Any], kind: str) -> None:
     lm = lms[kind]
     prefix = prefix_of(lm, rows=1)
-    chosen = lm.rank(behind(prefix, QUESTIONS[:1]), ANSWERS, 1)[0]
-    lone = [lm.rank(behind(prefix, QUESTIONS[:1]), [answer], 1)[0] for answer in ANSWERS]
+    chosen = lm.rank(Behind(prefix, QUESTIONS[:1]), ANSWERS, 1)[0]
+    lone = [lm.rank(Behind(prefix, QUESTIONS[:1]), [answer], 1)[0] for answer in ANSWERS]
     assert chosen in ANSWERS and lone == ANSWERS
     with torch.no_grad():
         if kind == "t5":

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from lavis.common.checkpoint import load_weights, weight_files
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
-from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, behind
+from lavis.models.language import Behind, CausalLM, Decoding, Seq2SeqLM
 from lavis.models.language.base import DTYPE_KEY
 from lavis.models.qformer.lora import ModalityLinear, adapter_parameters, merge_modality, merged_copy
 from lavis.models.weights.export import export_llm, save_prompts, soft_prompts
@@ -117,7 +117,7 @@ def test_greedy_captions_by_hugging_face_are_ours(kind: str, model: Any, plain: 
         for prompts in (UNEVEN, ["a photo of"] * 4):
             embeds, mask = soft_prompts(model, BATCH, prompts=prompts)
             prefix, _ = model.prefix_and_prompts(BATCH, model.rows[REGION])
-            ours = model.llm.generate(behind(prefix, prompts), GREEDY)
+            ours = model.llm.generate(Behind(prefix, prompts), GREEDY)
             theirs = tokenizer.batch_decode(plain.generate(inputs_embeds=embeds, attention_mask=mask), skip_special_tokens=True)
             assert [text.strip() for text in theirs] == [text.strip() for text in ours]
 
@@ -125,7 +125,7 @@ def test_greedy_captions_by_hugging_face_are_ours(kind: str, model: Any, plain: 
 def test_lengths_are_the_published_ones(kind: str, model: Any, folder: Path) -> None:
     """An end that the model wants at once comes after min_length, one that it never wants is not waited for."""
     embeds, mask = soft_prompts(model, BATCH)
-    end = model.llm.end_ids[0] if kind != "t5" else model.llm.model.config.eos_token_id
+    end = model.llm.dialect.ends[0] if kind != "t5" else model.llm.model.config.eos_token_id
     for bias in (1e4, -1e4):
         found, plain = [], load_plain(folder, kind)
         for llm in (plain, model.llm.model):
@@ -140,7 +140,7 @@ def test_lengths_are_the_published_ones(kind: str, model: Any, folder: Path) -> 
             else:
                 with model.router.route(REGION):
                     prefix, texts = model.prefix_and_prompts(BATCH, model.rows[REGION])
-                    found.append(model.llm.decode(prefix, prompts=texts, decoding=GREEDY).sequences[:, 1:])
+                    found.append(model.llm.decode(Behind(prefix, texts), GREEDY).sequences[:, 1:])
             hook.remove()
         assert torch.equal(*found)
         longest = LENGTHS["max_length"] - (kind != "t5")
@@ -155,11 +155,11 @@ def test_beam_captions_by_our_beam_search_are_ours(kind: str, model: Any, folder
         prefix, _ = model.prefix_and_prompts(BATCH, model.rows[REGION])
         for prompts in (UNEVEN, ["a photo of"] * 4):
             decoding = Decoding(num_beams=5, **LENGTHS)
-            ours = model.llm.decode(prefix, prompts=prompts, decoding=decoding)
-            theirs = merged.decode(prefix, prompts=prompts, decoding=decoding)
+            ours = model.llm.decode(Behind(prefix, prompts), decoding)
+            theirs = merged.decode(Behind(prefix, prompts), decoding)
             torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=1e-5)
-            texts = model.llm.generate(behind(prefix, prompts), decoding)
-            assert texts == merged.generate(prefix, prompts=prompts, decoding=decoding) and len(set(texts)) > 1
+            texts = model.llm.generate(Behind(prefix, prompts), decoding)
+            assert texts == merged.generate(Behind(prefix, prompts), decoding) and len(set(texts)) > 1
 
 
 def test_other_modalities_leave_no_trace(kind: str, folder: Path, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_bfloat16_weights_are_rounded_once(kind: str, tmp_path: Path) -> None:
             change = layer.scaling * layer.lora_B[REGION] @ layer.lora_A[REGION]
             assert torch.equal(state[f"{name}.weight"], (layer.weight.float() + change).bfloat16())
     prefix = torch.randn(4, 4, model.llm.width, generator=torch.Generator().manual_seed(0))
-    embeds, mask = model.llm.prompt_inputs(behind(prefix, UNEVEN))
+    embeds, mask = model.llm.prompt_inputs(Behind(prefix, UNEVEN))
     merged = logits(load_plain(tmp_path / "out", kind, **{DTYPE_KEY: torch.bfloat16}), embeds, mask).float()
     with model.router.route(REGION):
         ours = logits(model.llm.model, embeds, mask).float()
@@ -331,7 +331,12 @@ def test_soft_prompts_of_stage_2_need_no_export(tmp_path: Path) -> None:
     save_prompts(model, batch, tmp_path / "prompts.safetensors")
     embeds, mask = soft_prompts(model, batch)
     tokens = model.llm.model.generate(
-        inputs_embeds=embeds, attention_mask=mask, max_new_tokens=9, min_new_tokens=4, eos_token_id=model.llm.end_ids, num_beams=1
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        max_new_tokens=9,
+        min_new_tokens=4,
+        eos_token_id=list(model.llm.dialect.ends),
+        num_beams=1,
     )
     found = [text.strip() for text in model.llm.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     assert found == model.generate(batch, num_beams=1, **LENGTHS)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
-from lavis.models.language import Decoding
+from lavis.models.language import Behind, Decoding
 from tests import hf, tiny
 
 PROMPTS = {"opt": ["a photo of"] * 4, "t5": ["a photo of"] * 2 + ["a white cube"] * 2}  # of one length each
@@ -84,11 +84,11 @@ def test_generated_ids_equal_those_of_transformers(pair: dict[str, Any], beams: 
     """
     ours, theirs, (image, given) = pair["ours"], pair["theirs"], inputs(pair)
     settings = {"num_beams": beams, "max_new_tokens": 12, "length_penalty": 0.0, "min_length": 0}
-    eos = ours.llm.end_ids[0] if pair["kind"] == "opt" else 1
+    eos = ours.llm.dialect.ends[0] if pair["kind"] == "opt" else 1
     expected = theirs.generate(**given, **settings, do_sample=False, eos_token_id=eos)
     before = given["input_ids"].shape[1] if pair["kind"] == "opt" else 1
     prompts = PROMPTS[pair["kind"]]
-    decoded = ours.llm.decode(prefix_of(ours, image), prompts=prompts, decoding=Decoding(**settings))
+    decoded = ours.llm.decode(Behind(prefix_of(ours, image), prompts), Decoding(**settings))
     found = [up_to(row, eos) for row in decoded.sequences[:, 1:].tolist()]
     assert found == [up_to(row, eos) for row in expected[:, before:].tolist()]
     assert len(set(map(tuple, found))) == 4, "pictures make a difference"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, behind
+from lavis.models.language import Behind, CausalLM, Decoding, Seq2SeqLM
+from lavis.models.language.base import pad_right
 from lavis.models.losses import IGNORE
 from tests import tiny
 
@@ -29,6 +30,12 @@ def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def prefix_of(lm: Any, rows: int = 3) -> torch.Tensor:
     return torch.randn(rows, 4, lm.width, generator=torch.Generator().manual_seed(0))
+
+
+def padded(lm: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of closed texts, padded on the right."""
+    rows, device = lm.dialect.targets(texts), torch.device("cpu")
+    return pad_right(rows, lm.dialect.pad, device), pad_right([[1] * len(row) for row in rows], 0, device)
 
 
 def tokenized(lm: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +75,7 @@ def test_greedy_tokens_are_hugging_faces(lms: dict[str, Any], kind: str) -> None
     lm = lms[kind]
     prefix, new_tokens = prefix_of(lm, rows=2), 8
     decoding = Decoding(num_beams=1, max_new_tokens=new_tokens, min_length=0)
-    ours = lm.decode(behind(prefix, ["a photo of"] * 2), decoding).sequences[:, 1:]
+    ours = lm.decode(Behind(prefix, ["a photo of"] * 2), decoding).sequences[:, 1:]
     settings = {"max_new_tokens": new_tokens, "num_beams": 1, "do_sample": False, "pad_token_id": lm.tokenizer.pad_token_id}
     if kind == "t5":
         embeds, seen = encoder_input(lm, prefix, ["a photo of"] * 2)
@@ -87,8 +94,8 @@ def test_rows_of_a_batch_do_not_touch_each_other(lms: dict[str, Any], kind: str,
     """Prompts of different lengths are padded; each row gets what it gets alone."""
     lm = lms[kind]
     prefix, decoding = prefix_of(lm), Decoding(num_beams=beams, max_length=9, min_length=3)
-    together = lm.generate(behind(prefix, PROMPTS), decoding)
-    alone = [lm.generate(behind(prefix[i : i + 1], [PROMPTS[i]]), decoding)[0] for i in range(3)]
+    together = lm.generate(Behind(prefix, PROMPTS), decoding)
+    alone = [lm.generate(Behind(prefix[i : i + 1], [PROMPTS[i]]), decoding)[0] for i in range(3)]
     assert together == alone
 
 
@@ -99,7 +106,7 @@ def test_lengths(lms: dict[str, Any], kind: str) -> None:
     extra = 0 if kind != "t5" else 1
     for beams in (1, 3):
         decoding = Decoding(num_beams=beams, max_length=7, min_length=7)
-        sequences = lm.decode(behind(prefix_of(lm), [""] * 3), decoding).sequences
+        sequences = lm.decode(Behind(prefix_of(lm), [""] * 3), decoding).sequences
         assert sequences.shape[1] == 7 + extra
         assert not torch.isin(sequences[:, 1:6], torch.tensor(lm.dialect.ends)).any()
 
@@ -107,12 +114,12 @@ def test_lengths(lms: dict[str, Any], kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_captions(lms: dict[str, Any], kind: str) -> None:
     lm = lms[kind]
-    beams = lm.decode(behind(prefix_of(lm), [""] * 3), Decoding(num_beams=4, num_captions=2, max_length=8))
+    beams = lm.decode(Behind(prefix_of(lm), [""] * 3), Decoding(num_beams=4, num_captions=2, max_length=8))
     assert len(beams.sequences) == 6 and beams.scores is not None
     assert (beams.scores.view(3, 2).diff(dim=1) <= 0).all(), "best first"
     torch.manual_seed(0)
     sampled = Decoding(use_nucleus_sampling=True, num_captions=5, max_length=8, top_p=0.95, temperature=2.0)
-    texts = lm.generate(behind(prefix_of(lm), [""] * 3), sampled)
+    texts = lm.generate(Behind(prefix_of(lm), [""] * 3), sampled)
     assert len(texts) == 15 and len(set(texts)) > 3
     with pytest.raises(ValueError, match="needs as many beams"):
         Decoding(num_beams=2, num_captions=3)
@@ -121,7 +128,7 @@ def test_several_captions(lms: dict[str, Any], kind: str) -> None:
 def test_repetition_penalty_changes_the_text(lms: dict[str, Any]) -> None:
     lm = lms["llama"]
     plain, penalised = (
-        lm.generate(behind(prefix_of(lm), [""] * 3), Decoding(num_beams=1, max_length=14, repetition_penalty=p))
+        lm.generate(Behind(prefix_of(lm), [""] * 3), Decoding(num_beams=1, max_length=14, repetition_penalty=p))
         for p in (1.0, 5.0)
     )
     assert plain != penalised
@@ -146,5 +153,5 @@ def test_prompt_tokens_are_masked(tmp_path: Path) -> None:
     folder = tiny.opt_folder(tmp_path / "opt", dropout=0.0)
     plain = CausalLM(folder, max_txt_len=16, dtype=torch.float32)
     prompted = CausalLM(folder, max_txt_len=16, dtype=torch.float32, prompt="a photo of")
-    counts = [int(lm.loss(behind(prefix_of(lm, 1)), ["a photo of a red square"]).count) for lm in (plain, prompted)]
+    counts = [int(lm.loss(Behind(prefix_of(lm, 1)), ["a photo of a red square"]).count) for lm in (plain, prompted)]
     assert counts[0] - counts[1] == len(plain.tokenizer("a photo of").input_ids)

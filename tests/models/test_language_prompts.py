@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lavis.models.language import CausalLM, Decoding, Prompt, Seq2SeqLM, behind
+from lavis.models.language import Behind, CausalLM, Decoding, Prompt, Seq2SeqLM
 from lavis.models.language.beam import decode
 from lavis.models.language.dialects import Dialect
 from lavis.models.losses import IGNORE
@@ -82,7 +82,7 @@ def test_bos_before_the_vectors_and_an_end_that_is_text(lms: dict[str, Any]) -> 
     ids = [lm.tokenizer(f"{text}###", add_special_tokens=False).input_ids for text in texts]
     bos = lm.embed(torch.tensor([lm.tokenizer.bos_token_id]))
     with torch.no_grad():
-        loss = lm.loss(behind(vectors), texts)
+        loss = lm.loss(Behind(vectors), texts)
         for row in range(2):
             embeds = torch.cat([bos, vectors[row], lm.embed(torch.tensor(ids[row]))])[None]
             labels = torch.tensor([[IGNORE] * 5 + ids[row]])
@@ -115,7 +115,7 @@ def test_a_long_prompt_of_t5_is_cut_in_captions_alone(tmp_path: Path) -> None:
     cut = lm.tokenizer(prompt, truncation=True, max_length=6, return_tensors="pt").input_ids
     embeds, _ = lm.prompt_inputs(lm.caption_prompts(vectors, prompt))
     assert torch.equal(embeds, torch.cat([vectors, lm.embed(cut).expand(2, -1, -1)], dim=1))
-    whole, _ = lm.prompt_inputs(behind(vectors, [prompt] * 2))
+    whole, _ = lm.prompt_inputs(Behind(vectors, [prompt] * 2))
     assert whole.shape[1] == 3 + len(lm.tokenizer(prompt).input_ids) > embeds.shape[1]
 
 
@@ -123,4 +123,4 @@ def test_bad_prompts_are_named() -> None:
     with pytest.raises(ValueError, match=r"a segment of a prompt has shape \(1, 2, 3\)"):
         Prompt((torch.zeros(1, 2, 3),))
     with pytest.raises(ValueError, match="1 texts for 2 rows"):
-        behind(torch.zeros(2, 3, 4), ["a"])
+        Behind(torch.zeros(2, 3, 4), ["a"])

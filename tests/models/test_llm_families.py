@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
-from lavis.models.language import CausalLM, Decoding, behind
-from lavis.models.language.base import pad_right
+from lavis.models.language import Behind, CausalLM, Decoding
 from lavis.models.language.beam import processors
 from lavis.models.losses import IGNORE
 from lavis.models.qformer.lora import ModalityLinear
 from tests import tiny, tiny_llms
+from tests.models.test_language import padded
 
 PROMPTS = ["a photo of", "a photo of a red square on the left", ""]
 # family -> (token in front of a text, token behind it, all ends, what fills rows up)
@@ -52,12 +52,6 @@ def prefix_of(lm: CausalLM, rows: int = 3) -> torch.Tensor:
     return torch.randn(rows, 4, lm.width, generator=torch.Generator().manual_seed(0))
 
 
-def padded(lm: CausalLM, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of closed texts, padded on the right."""
-    rows, device = lm.dialect.targets(texts), torch.device("cpu")
-    return pad_right(rows, lm.dialect.pad, device), pad_right([[1] * len(row) for row in rows], 0, device)
-
-
 def prompt_inputs(lm: CausalLM, prefix: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
     """What Hugging Face's generate is given: prefix and prompt of each row, padded on the left."""
     ids = [torch.tensor(lm.dialect.encode(text), dtype=torch.long) for text in prompts]
@@ -82,7 +76,7 @@ def test_the_tokenizer_says_how_a_text_is_written(family: str, lm: CausalLM) -> 
 
 def test_loss_is_hugging_faces(lm: CausalLM) -> None:
     prefix, texts = prefix_of(lm), tiny.TEXTS[:3]
-    loss = lm.loss(behind(prefix), texts)
+    loss = lm.loss(Behind(prefix), texts)
     ids, mask = padded(lm, texts)
     labels = torch.cat([torch.full(prefix.shape[:2], IGNORE), ids.masked_fill(mask == 0, IGNORE)], dim=1)
     seen = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
@@ -95,8 +89,8 @@ def test_padding_does_not_change_the_logits_of_a_row(lm: CausalLM) -> None:
     found: list[torch.Tensor] = []
     hook = lm.model.register_forward_hook(lambda module, args, out: found.append(out.logits.detach()))
     prefix, texts = prefix_of(lm), ["a white cube", tiny.TEXTS[1], ""]
-    together = lm.loss(behind(prefix), texts)
-    alone = [lm.loss(behind(prefix[i : i + 1]), [texts[i]]) for i in range(3)]
+    together = lm.loss(Behind(prefix), texts)
+    alone = [lm.loss(Behind(prefix[i : i + 1]), [texts[i]]) for i in range(3)]
     hook.remove()
     torch.testing.assert_close(together.total, torch.stack([loss.total for loss in alone]).sum(), atol=1e-4, rtol=1e-5)
     for i in range(3):
@@ -125,7 +119,7 @@ def test_greedy_tokens_are_hugging_faces(lm: CausalLM) -> None:
             hook = lm.model.register_forward_hook(EndAt(4, end) if end is not None else EndAt(0, 0))
             if ours:
                 decoding = Decoding(num_beams=1, max_new_tokens=new_tokens, min_length=0)
-                found.append(lm.decode(behind(prefix, prompts), decoding).sequences[:, 1:])
+                found.append(lm.decode(Behind(prefix, prompts), decoding).sequences[:, 1:])
             else:
                 settings = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": lm.dialect.pad}
                 found.append(lm.model.generate(**prompt_inputs(lm, prefix, prompts), **settings))
@@ -138,15 +132,15 @@ def test_greedy_tokens_are_hugging_faces(lm: CausalLM) -> None:
 @pytest.mark.parametrize("beams", [1, 3])
 def test_rows_of_a_batch_do_not_touch_each_other(lm: CausalLM, beams: int) -> None:
     prefix, decoding = prefix_of(lm), Decoding(num_beams=beams, max_length=9, min_length=3)
-    together = lm.generate(behind(prefix, PROMPTS), decoding)
-    alone = [lm.generate(behind(prefix[i : i + 1], [PROMPTS[i]]), decoding)[0] for i in range(3)]
+    together = lm.generate(Behind(prefix, PROMPTS), decoding)
+    alone = [lm.generate(Behind(prefix[i : i + 1], [PROMPTS[i]]), decoding)[0] for i in range(3)]
     assert together == alone and all(together)
 
 
 def test_beam_scores_are_the_log_probabilities_of_what_is_written(lm: CausalLM) -> None:
     """With the cache, left padding and moving beams a text has the score that one plain pass over it gives."""
     prefix = prefix_of(lm)
-    decoded = lm.decode(behind(prefix, PROMPTS), Decoding(num_beams=4, max_length=7, min_length=7))
+    decoded = lm.decode(Behind(prefix, PROMPTS), Decoding(num_beams=4, max_length=7, min_length=7))
     inputs, tokens = prompt_inputs(lm, prefix, PROMPTS), decoded.sequences[:, 1:]
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], dim=1)
     embeds = torch.cat([inputs["inputs_embeds"], lm.embed(tokens)], dim=1)
@@ -158,12 +152,12 @@ def test_beam_scores_are_the_log_probabilities_of_what_is_written(lm: CausalLM) 
 
 def test_nucleus_sampling(lm: CausalLM) -> None:
     prefix = prefix_of(lm)
-    greedy = lm.generate(behind(prefix, PROMPTS), Decoding(num_beams=1, max_length=8))
+    greedy = lm.generate(Behind(prefix, PROMPTS), Decoding(num_beams=1, max_length=8))
     narrow = Decoding(use_nucleus_sampling=True, max_length=8, top_p=1e-6, num_captions=2)
-    assert lm.generate(behind(prefix, PROMPTS), narrow) == [text for text in greedy for _ in range(2)]
+    assert lm.generate(Behind(prefix, PROMPTS), narrow) == [text for text in greedy for _ in range(2)]
     torch.manual_seed(0)
     wide = Decoding(use_nucleus_sampling=True, max_length=8, top_p=0.95, temperature=3.0, num_captions=4)
-    assert len(set(lm.generate(behind(prefix, PROMPTS), wide))) > 6
+    assert len(set(lm.generate(Behind(prefix, PROMPTS), wide))) > 6
 
 
 def regionblip(folder: Path, **changes: Any) -> Any:

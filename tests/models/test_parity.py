@@ -15,8 +15,9 @@ from lavis.models import load_model_from_config
 from lavis.models.encoders.eva_vit import EvaViT, fit_vit_state_dict
 from lavis.models.encoders.point_bert import PointBert, fit_point_bert_state_dict
 from lavis.models.encoders.point_ops import farthest_point_sample, group_points, nearest_neighbours
-from lavis.models.language import Decoding
+from lavis.models.language import Behind, Decoding
 from tests import parity
+from tests.models.test_language import padded
 
 VIT = {"img_size": 56, "patch_size": 14, "embed_dim": 96, "depth": 3, "num_heads": 4, "mlp_ratio": 4.3637}
 POINTBERT = {"trans_dim": 48, "depth": 3, "num_heads": 4, "group_size": 8, "num_group": 16, "encoder_dims": 32}
@@ -132,11 +133,10 @@ def test_features(record: dict[str, Any]) -> None:
 
 def test_llm_tokens(record: dict[str, Any]) -> None:
     model, tensors, texts = record["model"], record["tensors"], record["meta"]["texts"]
+    ids, mask = padded(model.llm, texts)
     if record["llm"] == "opt":
-        ids, mask = model.llm.tokenize([text + "\n" for text in texts], side="right")
         expected = tensors["tok/llm_ids"], tensors["tok/llm_mask"]
     else:
-        ids, mask = model.llm.tokenize(texts)
         expected = tensors["tok/t5_output_ids"], tensors["tok/t5_output_mask"]
     assert torch.equal(mask, expected[1])
     assert torch.equal(ids * mask, expected[0] * expected[1])
@@ -154,7 +154,7 @@ def test_captions_and_scores(record: dict[str, Any]) -> None:
         with torch.no_grad(), model.router.route(row.name):
             prefix = model.branches[row.name].llm_proj(model.look(samples, row).hidden)
             prompts = model._prompts(samples, row, len(prefix))
-            decoded = model.llm.decode(prefix, prompts=prompts, decoding=Decoding(**settings))
+            decoded = model.llm.decode(Behind(prefix, prompts), Decoding(**settings))
         assert torch.equal(decoded.sequences, tensors[f"gen/{variant}/sequences"]), variant
         if decoded.scores is not None:
             torch.testing.assert_close(decoded.scores, tensors[f"gen/{variant}/sequences_scores"], atol=1e-4, rtol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 
 from lavis.common import dist_utils
 from lavis.models import load_model_from_config
-from lavis.models.language import Decoding
+from lavis.models.language import Behind, Decoding
 from lavis.models.language.beam import TOP_K
 from tests import tiny
 from tests.distributed import run_distributed
 from tests.models.test_answers import ARCHS, KINDS, lms, models  # noqa: F401  (fixtures)
-from tests.models.test_language import prefix_of
+from tests.models.test_language import encoder_input, prefix_of
 
 PROMPTS = ["a photo of", "a photo of"]
 
@@ -23,13 +24,10 @@ PROMPTS = ["a photo of", "a photo of"]
 def theirs(lm: Any, prefix: torch.Tensor, **settings: Any) -> torch.Tensor:
     """New tokens by transformers' generate."""
     settings |= {"do_sample": True, "num_beams": 1, "pad_token_id": lm.tokenizer.pad_token_id}
-    if hasattr(lm, "_encoder_input"):
-        embeds, seen = lm._encoder_input(prefix, PROMPTS, truncate=False)
+    embeds, seen = encoder_input(lm, prefix, PROMPTS)
+    if lm.model.config.is_encoder_decoder:
         return lm.model.generate(inputs_embeds=embeds, attention_mask=seen, **settings)[:, 1:]
-    ids, mask = lm.tokenize(PROMPTS, side="left")
-    embeds = torch.cat([prefix, lm.embed(ids)], dim=1)
-    seen = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
-    return lm.model.generate(inputs_embeds=embeds, attention_mask=seen, eos_token_id=lm.end_ids, **settings)
+    return lm.model.generate(inputs_embeds=embeds, attention_mask=seen, eos_token_id=list(lm.dialect.ends), **settings)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,7 +37,7 @@ def test_samples_are_hugging_faces(lms: dict[str, Any], kind: str) -> None:  # n
     prefix = prefix_of(lm, rows=2)
     decoding = Decoding(use_nucleus_sampling=True, num_captions=3, max_new_tokens=9, min_length=0, top_p=0.8, temperature=4.0)
     torch.manual_seed(5)
-    ours = lm.decode(prefix, prompts=PROMPTS, decoding=decoding).sequences[:, 1:]
+    ours = lm.decode(Behind(prefix, PROMPTS), decoding).sequences[:, 1:]
     torch.manual_seed(5)
     expected = theirs(lm, prefix, num_return_sequences=3, max_new_tokens=9, top_p=0.8, temperature=4.0)
     assert len(ours) == 6 and torch.equal(ours, expected)
@@ -50,10 +48,10 @@ def test_samples_are_hugging_faces(lms: dict[str, Any], kind: str) -> None:  # n
 def test_a_small_nucleus_is_greedy(lms: dict[str, Any], kind: str) -> None:  # noqa: F811
     lm = lms[kind]
     prefix, lengths = prefix_of(lm), {"max_length": 9, "min_length": 3, "repetition_penalty": 1.3}
-    greedy = lm.generate(prefix, prompts=tiny.TEXTS[:3], decoding=Decoding(num_beams=1, **lengths))
+    greedy = lm.generate(Behind(prefix, tiny.TEXTS[:3]), Decoding(num_beams=1, **lengths))
     for settings in ({"top_p": 0.0}, {"top_p": 1e-6}, {"top_p": 1.0, "temperature": 1e-4}):
         sampled = Decoding(use_nucleus_sampling=True, num_captions=2, **lengths, **settings)
-        texts = lm.generate(prefix, prompts=tiny.TEXTS[:3], decoding=sampled)
+        texts = lm.generate(Behind(prefix, tiny.TEXTS[:3]), sampled)
         assert texts == [text for text in greedy for _ in range(2)], settings
 
 
@@ -67,7 +65,7 @@ def test_draws_stay_in_the_nucleus_and_follow_its_shares(lms: dict[str, Any], ki
     try:
         sampled = Decoding(use_nucleus_sampling=True, num_captions=400, top_p=0.5, **settings)
         torch.manual_seed(0)
-        drawn = lm.decode(prefix, prompts=[""], decoding=sampled).sequences[:, 1]
+        drawn = lm.decode(Behind(prefix, [""]), sampled).sequences[:, 1]
     finally:
         del lm.model.forward
     shares = captured[0].logits[0, -1].float().softmax(dim=-1)
@@ -128,9 +126,8 @@ def build(config: dict[str, Any], *, hasty: bool) -> Any:
     if hasty:
         with torch.no_grad(), model.router.route(row.name):
             prefix = model.branch(row.name).llm_proj(model.look(tiny.image_batch(rows=1), row).hidden)
-            first = lm.decode(prefix, prompts=[model.default_prompt(row)], decoding=Decoding(num_beams=1, max_length=3))
-        lm.end_ids = [int(first.sequences[0, 1])]
-        lm.model.config.eos_token_id = lm.end_ids[0]
+            first = lm.decode(Behind(prefix, [model.default_prompt(row)]), Decoding(num_beams=1, max_length=3))
+        lm.dialect = dataclasses.replace(lm.dialect, ends=(int(first.sequences[0, 1]),))
     model.steps = 0
 
     def count(*_: Any) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from lavis.common.precision import building_for, frozen_dtype, lowered
 from lavis.models import load_model_from_config
-from lavis.models.language import CausalLM, Decoding, Seq2SeqLM, beam, behind, causal
+from lavis.models.language import Behind, CausalLM, Decoding, Seq2SeqLM, beam, causal
 from lavis.models.language.steps import CausalRows, RowStep
 from lavis.models.qformer.attention import attend
 from tests import tiny
@@ -39,13 +39,13 @@ def without_cache(lm: Any, prefix: torch.Tensor, prompts: list[str]) -> Any:
     """A decoding step that reads everything again, for rows whose number does not change."""
     rows = torch.arange(len(prefix)).repeat_interleave(BEAMS)
     if isinstance(lm, Seq2SeqLM):
-        embeds, mask = lm.prompt_inputs(behind(prefix, prompts))
+        embeds, mask = lm.prompt_inputs(Behind(prefix, prompts))
 
         def step(tokens: torch.Tensor, origin: torch.Tensor | None) -> torch.Tensor:
             given = {"inputs_embeds": embeds[rows], "attention_mask": mask[rows]}
             return lm.model(**given, decoder_input_ids=tokens, use_cache=False).logits[:, -1]
     else:
-        embeds, mask = lm.prompt_inputs(behind(prefix, prompts))
+        embeds, mask = lm.prompt_inputs(Behind(prefix, prompts))
 
         def step(tokens: torch.Tensor, origin: torch.Tensor | None) -> torch.Tensor:
             seen = torch.cat([mask[rows], torch.ones(len(rows), tokens.shape[1] - 1, dtype=torch.long)], dim=1)
@@ -80,7 +80,7 @@ def test_beams_say_what_they_say_without_any_cache(
         return out
 
     monkeypatch.setattr(type(lm.model), "forward", counted)
-    ours = lm.decode(behind(prefix, prompts), decoding)
+    ours = lm.decode(Behind(prefix, prompts), decoding)
     monkeypatch.undo()
     assert sizes[0] >= ROWS and max(sizes[1:]) == ROWS * BEAMS
     monkeypatch.setattr(beam, "KEEP_UP_TO", 0.0)

@@ -53,10 +53,11 @@ def timm_tower(vit: DictConfig) -> TimmTower:
     name = str(vit.vit_model).removeprefix(PREFIX)
     if not timm.is_model(name):
         raise ConfigError(f"model.vit.vit_model: timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
-    sizes: dict[str, object] = {"img_size": vit.img_size}
     with DropRatesOnCpu():
         try:
-            model = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=vit.drop_path_rate, **sizes)
+            model = timm.create_model(
+                name, pretrained=False, num_classes=0, drop_path_rate=vit.drop_path_rate, img_size=vit.img_size
+            )
         except TypeError:  # a convolutional model takes any image size
             model = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=vit.drop_path_rate)
     tower = TimmTower(model, img_size=int(vit.img_size))

@@ -13,7 +13,7 @@ import torch
 from lavis.common.dist_utils import is_sharded
 from lavis.models.batch import as_list
 from lavis.models.inference.lemmatizer import lemmatize
-from lavis.models.language import Decoding, LanguageModel, Prompt, behind
+from lavis.models.language import Behind, Decoding, LanguageModel, Prompt
 
 if TYPE_CHECKING:
     from lavis.models.encoders.base import Samples
@@ -53,7 +53,7 @@ def predict_answers(
     if len(questions) != batch.size:
         raise ValueError(f"{len(questions)} questions for {batch.size} rows")
     with model.router.route(batch.spec.name):
-        prompts = behind(model.branch(batch.spec.name).to_llm(model.look(batch).hidden), questions)
+        prompts = Behind(model.branch(batch.spec.name).to_llm(model.look(batch).hidden), questions)
         if inference_method == "rank":
             return _rank(model.llm, prompts, answer_list, num_ans_candidates)
         decoding = Decoding(
@@ -64,7 +64,7 @@ def predict_answers(
     return lemmatize(answers) if model.cfg.apply_lemmatizer or batch.lemmatize else answers
 
 
-def _rank(llm: LanguageModel, prompts: list[Prompt], answers: Sequence[str] | None, candidates: int) -> list[str]:
+def _rank(llm: LanguageModel, prompts: Sequence[Prompt], answers: Sequence[str] | None, candidates: int) -> list[str]:
     if not answers:
         raise ValueError("inference_method 'rank' needs answer_list, the answers to choose from")
     if candidates < 1:

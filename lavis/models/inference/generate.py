@@ -5,13 +5,14 @@ Shapes: B rows, Q queries, H LLM width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lavis.common.dist_utils import is_sharded
-from lavis.models.language import Decoding, Prompt, behind
+from lavis.models.language import Behind, Decoding, Prompt
 from lavis.models.language.beam import decode
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ def generate(
         return model.llm.generate(prompts_of(model, batch), decoding)
 
 
-def prompts_of(model: QueryModel, batch: Batch) -> list[Prompt]:
+def prompts_of(model: QueryModel, batch: Batch) -> Sequence[Prompt]:
     """What the language model is given of a batch: soft prompts [Q, H] and a text behind them. Inside a route only."""
     vectors = model.branch(batch.spec.name).to_llm(model.look(batch).hidden)
-    return behind(vectors, prompt_texts(model, batch))
+    return Behind(vectors, prompt_texts(model, batch))
 
 
 def prompt_texts(model: QueryModel, batch: Batch) -> list[str]:

@@ -29,7 +29,7 @@ from transformers.utils import cached_file
 from lavis.common.checkpoint import load_weights
 from lavis.common.errors import ConfigError
 from lavis.models.language.dialects import Dialect, Piece
-from lavis.models.language.prompt import Prompt
+from lavis.models.language.prompt import Behind, Prompt
 from lavis.models.losses import TokenLoss
 from lavis.models.qformer.attention import attention_of_libraries
 from lavis.models.qformer.lora import CheckpointContexts
@@ -101,7 +101,7 @@ class LanguageModel(nn.Module, ABC):
         return self.model.get_input_embeddings().weight.dtype
 
     @abstractmethod
-    def caption_prompts(self, vectors: Tensor, prompt: str) -> list[Prompt]:
+    def caption_prompts(self, vectors: Tensor, prompt: str) -> Sequence[Prompt]:
         """What stands in front of a caption in training: vectors [B, n, H], and the prompt where captions do not carry it."""
 
     @abstractmethod
@@ -131,8 +131,9 @@ class LanguageModel(nn.Module, ABC):
             cut = f"a question has {longest} tokens and loses its end, model.max_txt_len being {limit}"
             logger.warning("%s, as published; a larger max_txt_len keeps it", cut)
 
-    def assemble(self, rows: Sequence[Sequence[Piece]], *, side: str) -> tuple[Tensor, Tensor]:
-        """Rows of ids and vectors as embeddings [B, L, H], padded on `side` ("left", "right"), and their mask [B, L]."""
+    def assemble(self, rows: Sequence[Sequence[Piece]], prompts: Sequence[Prompt], *, side: str) -> tuple[Tensor, Tensor]:
+        """Rows of ids and vectors, made of the prompts, as embeddings [B, L, H], padded on `side` ("left", "right"), and their
+        mask [B, L]."""
         device = self.model.device
         ids = [piece for row in rows for piece in row if isinstance(piece, list)]
         first = rows[0][0]
@@ -142,7 +143,8 @@ class LanguageModel(nn.Module, ABC):
         )
         if usual and (side == "right" or len(set(map(len, ids))) == 1):  # equal vectors and a text: two blocks side by side
             padded, seen = pad_right(ids, self.dialect.pad, device), pad_right([[1] * len(row) for row in ids], 0, device)
-            vectors = torch.stack([row[0] for row in rows if isinstance(row[0], Tensor)])
+            single = [row[0] for row in rows if isinstance(row[0], Tensor)]
+            vectors = prompts.vectors if isinstance(prompts, Behind) else torch.stack(single)
             embeds = torch.cat([vectors.to(self.dtype), self.embed(padded)], dim=1)
             return embeds, torch.cat([seen.new_ones(vectors.shape[:2]), seen], dim=1)
         flat = torch.tensor([token for piece in ids for token in piece] + [self.dialect.pad], device=device)

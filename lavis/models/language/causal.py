@@ -17,7 +17,7 @@ from lavis.common.dist_utils import is_sharded
 from lavis.models.language import beam, dialects
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer, pad_right
 from lavis.models.language.dialects import DialectOf, Piece, joined
-from lavis.models.language.prompt import Prompt, behind
+from lavis.models.language.prompt import Behind, Prompt
 from lavis.models.language.scoring import best_of
 from lavis.models.language.steps import CausalRows, RowStep, TreeStep
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
@@ -43,9 +43,9 @@ class CausalLM(LanguageModel):
         self.places_tokens = "position_ids" in parameters  # whether the model lets a caller say where tokens stand
         self.takes_logits_to_keep = "logits_to_keep" in parameters
 
-    def caption_prompts(self, vectors: Tensor, prompt: str) -> list[Prompt]:
+    def caption_prompts(self, vectors: Tensor, prompt: str) -> Sequence[Prompt]:
         """Vectors alone: captions are read as they are, a configured prompt is part of them and only masked."""
-        return behind(vectors)
+        return Behind(vectors)
 
     def _target(self, prompt: Prompt, target: str, opened: list[int]) -> tuple[list[int], list[int]]:
         """Ids of a target behind a prompt, and their labels. `opened`: its ids where it opens itself."""
@@ -67,7 +67,7 @@ class CausalLM(LanguageModel):
             rows.append(joined([*pieces, ids]))
             labels.append([IGNORE] * before + counted)
         begin = max(1, min(sum(map(len, row[:-1])) for row in rows))  # what stands before is never a target
-        embeds, seen = self.assemble(rows, side="right")
+        embeds, seen = self.assemble(rows, prompts, side="right")
         return token_cross_entropy(self._read(embeds, seen, begin), pad_right(labels, IGNORE, embeds.device)[:, begin:])
 
     def _read(self, embeds: Tensor, seen: Tensor, begin: int) -> Tensor:
@@ -90,7 +90,7 @@ class CausalLM(LanguageModel):
         Published code pads between vectors and text, which is the same under the mask. Here the last position is always a real
         one, also for an empty text of a tokenizer that opens texts with nothing.
         """
-        return self.assemble(self.dialect.pieces(prompts), side="left")
+        return self.assemble(self.dialect.pieces(prompts), prompts, side="left")
 
     @torch.no_grad()
     def decode(self, prompts: Sequence[Prompt], decoding: Decoding) -> beam.Decoded:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from torch import Tensor
 
@@ -32,14 +33,28 @@ class Prompt:
         return last if isinstance(last, str) else None
 
 
-def behind(vectors: Tensor, texts: Sequence[str] | None = None) -> list[Prompt]:
+class Behind(Sequence[Prompt]):
     """The usual prompts of B entries: vectors [B, n, H], and behind them a text each (None: no text).
+
+    A model reads the vectors as the one block that they are: it is faster, and their gradient keeps the layout of the block.
 
     ValueError where the number of texts is not B.
     """
-    rows = vectors.unbind(0)
-    if texts is None:
-        return [Prompt((row,)) for row in rows]
-    if len(texts) != len(rows):
-        raise ValueError(f"{len(texts)} texts for {len(rows)} rows of vectors")
-    return [Prompt((row, text)) for row, text in zip(rows, texts, strict=True)]
+
+    def __init__(self, vectors: Tensor, texts: Sequence[str] | None = None) -> None:
+        if texts is not None and len(texts) != len(vectors):
+            raise ValueError(f"{len(texts)} texts for {len(vectors)} rows of vectors")
+        self.vectors = vectors
+        rows = vectors.unbind(0)
+        pairs = [(row,) for row in rows] if texts is None else list(zip(rows, texts, strict=True))
+        self._prompts = [Prompt(pair) for pair in pairs]
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Prompt]: ...
+    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+        return self._prompts[place]

@@ -8,6 +8,7 @@ As published, the feed-forward activation is the exact GELU instead of the tanh 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from lavis.common.dist_utils import is_sharded
 from lavis.models.language import beam, dialects
 from lavis.models.language.base import Decoding, LanguageModel, load_hf_model, load_tokenizer, pad_right
 from lavis.models.language.cache import BeamCache
-from lavis.models.language.prompt import Prompt, behind
+from lavis.models.language.prompt import Behind, Prompt
 from lavis.models.language.scoring import best_of
 from lavis.models.language.steps import RowStep
 from lavis.models.losses import IGNORE, TokenLoss, token_cross_entropy
@@ -52,18 +53,18 @@ class Seq2SeqLM(LanguageModel):
             if hasattr(module, "wo") and hasattr(module, "act"):
                 module.act = ACT2FN[name]
 
-    def caption_prompts(self, vectors: Tensor, prompt: str) -> list[Prompt]:
+    def caption_prompts(self, vectors: Tensor, prompt: str) -> Sequence[Prompt]:
         """Vectors and the prompt, which as published is cut to max_txt_len, its end token counted, in training alone."""
         ids = self.dialect.encode(prompt)
         room = self.dialect.max_tokens - 1
         if len(ids) <= room:
-            return behind(vectors, [prompt] * len(vectors))
+            return Behind(vectors, [prompt] * len(vectors))
         words = self.embed(torch.tensor(ids[:room], device=vectors.device)).to(vectors.dtype)
-        return [Prompt((*one.segments, words)) for one in behind(vectors)]
+        return [Prompt((*one.segments, words)) for one in Behind(vectors)]
 
     def prompt_inputs(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """[prompt </s>, padding] of every entry for the encoder: embeddings [B, L, H] and their mask."""
-        return self.assemble(self.dialect.pieces(prompts), side="right")
+        return self.assemble(self.dialect.pieces(prompts), prompts, side="right")
 
     def loss(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> TokenLoss:
         """Targets are cut to max_txt_len and keep their end token; prompts are read whole."""
@@ -167,5 +168,5 @@ class DecoderRows:
 
     def _move_encoder(self, rows: Tensor) -> None:
         """What the decoder reads of the encoder, for `rows` of those that it was."""
-        self.read.reorder_cache(rows)
+        self.read.reorder_cache(cast(torch.LongTensor, rows))
         self.mask, self.hidden = self.mask[rows], self.hidden[rows]

@@ -32,7 +32,7 @@ from lavis.common.modalities import modality_of
 from lavis.models import parts
 from lavis.models.batch import entry_of
 from lavis.models.inference.generate import prompt_texts
-from lavis.models.language import CausalLM, Decoding, LanguageModel, behind
+from lavis.models.language import Behind, CausalLM, Decoding, LanguageModel
 from lavis.models.language.base import load_tokenizer
 from lavis.models.language.beam import TOP_K
 from lavis.models.qformer.lora import ModalityLinear, merged_copy
@@ -213,7 +213,7 @@ def soft_prompts(model: QueryModel, samples: Mapping[str, Any], *, prompts: Sequ
         raise ValueError(f"{len(prompts)} prompts for {batch.size} rows")
     with model.router.route(batch.spec.name):
         vectors = model.branch(batch.spec.name).to_llm(model.look(batch).hidden)
-    return model.llm.prompt_inputs(behind(vectors, prompt_texts(model, batch) if prompts is None else list(prompts)))
+    return model.llm.prompt_inputs(Behind(vectors, prompt_texts(model, batch) if prompts is None else list(prompts)))
 
 
 def save_prompts(

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lavis.common.checkpoint import load_weights, unwrap
 from lavis.common.errors import ConfigError
 from lavis.models import parts
+from lavis.models.language import Seq2SeqLM
 from lavis.models.weights.aliases import sources_from_aliases
 from lavis.models.weights.hf_blip2 import FolderConfig
 from lavis.models.weights.layouts_all import LoadReport, load_into
@@ -97,9 +98,10 @@ def _refuse_other_llm(model: QueryModel, state: Mapping[str, Tensor]) -> None:
 
 def _adopt(model: QueryModel, folder: FolderConfig) -> None:
     """What a Hugging Face folder says of its weights beside them: eps of ln_vision, activation of its T5."""
-    if hasattr(model, "ln_vision"):
-        model.ln_vision.eps = folder.norm_eps
-    if model.llm is not None and folder.text.get("dense_act_fn"):
+    norm = getattr(model, "ln_vision", None)
+    if isinstance(norm, nn.LayerNorm):
+        norm.eps = folder.norm_eps
+    if isinstance(model.llm, Seq2SeqLM) and folder.text.get("dense_act_fn"):
         model.llm.use_activation(folder.text["dense_act_fn"])
 
 
