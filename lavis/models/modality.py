@@ -8,7 +8,7 @@ Shapes: B batch, Q queries, D Q-Former width, E similarity width, H LLM width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -33,6 +33,7 @@ class Modality:
     qformer: str = "Qformer"  # "Qformer" (shared) or "Qformer_pc"
     region: str | None = None  # None, "box" or "corners": what the region MLP reads
     prompt: str = ""  # what a T5 encoder reads beside the queries
+    blip2: bool = False  # whether BLIP-2's query tokens and projections are those of this entry
     class_template: str = "{}."  # the sentence that zero-shot classification makes of a class name
     losses: Mapping[str, float] = field(default_factory=dict)  # weight per loss; a loss not named is not computed
 
@@ -59,6 +60,17 @@ class Modality:
         values["losses"] = dict(row.get("losses") or {})
         values.setdefault("suffix", name)
         return cls(name=name, **values)
+
+
+def blip2_entry(rows: Iterable[Modality]) -> str | None:
+    """The name of the entry with `blip2: true`, whose queries and projections are BLIP-2's; None where no entry says so.
+
+    ConfigError where several do.
+    """
+    names = [row.name for row in rows if row.blip2]
+    if len(names) > 1:
+        raise ConfigError(f"modalities {' and '.join(names)} both say blip2: true; accepted: one entry, or none")
+    return names[0] if names else None
 
 
 class Branch(nn.Module):

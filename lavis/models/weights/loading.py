@@ -74,6 +74,10 @@ class Weights:
             needed = self.check_bases(content.get("frozen_bases") or {}, renamed)
             renamed = self._fitted(renamed, layout)
             report = load_into(self, renamed, layout=layout, loaded_before=self._loaded)
+            if layout in ("blip2", "hf-blip2") and self.key_map.blip2 is None:
+                logger.warning(
+                    "%s: no entry of model.modalities says blip2: true; BLIP-2's query tokens and projections are ignored", name
+                )
             report.needed = needed
             if not report.loaded:
                 raise ConfigError(f"nothing in it fits this model: {report}")
