@@ -23,9 +23,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lavis.common.claims import claiming_arch
 from lavis.common.errors import ConfigError, UnknownNameError, did_you_mean, listed, unknown
-from lavis.common.paths import library_root, resolve
+from lavis.common.paths import library_root
 from lavis.common.registry import registry
+from lavis.common.yaml_files import SECTIONS, default_file, load_user, plain, read_yaml
 
 __all__ = [
     "Config",
@@ -38,7 +40,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-SECTIONS = ("env", "model", "datasets", "run", "imports")
 _noticed: set[str] = set()
 
 
@@ -47,21 +48,21 @@ class Config:
     and ``--options`` gave). Raises ConfigError before any long work starts."""
 
     def __init__(self, args: Any) -> None:
-        user = _load_user(Path(args.cfg_path))
+        user = load_user(Path(args.cfg_path))
         _apply_options(user, getattr(args, "options", None) or ())
-        plain = _plain(user)
-        if unexpected := [key for key in plain if key not in SECTIONS]:
+        given = plain(user)
+        if unexpected := [key for key in given if key not in SECTIONS]:
             raise ConfigError(_unknown_key(str(unexpected[0]), str(unexpected[0]), SECTIONS + ("base",)))
-        _import_modules(plain.get("imports") or ())
+        _import_modules(given.get("imports") or ())
         defaults = _default_yaml()
-        datasets = _section(plain, "datasets")
+        datasets = _section(given, "datasets")
         self.config: DictConfig = _resolved(
             {
-                "env": _checked(_section(plain, "env"), defaults["env"], "env", ()),
-                "model": _merged_model(_section(plain, "model")),
+                "env": _checked(_section(given, "env"), defaults["env"], "env", ()),
+                "model": _merged_model(_section(given, "model")),
                 "datasets": {name: _merged_dataset(name, part) for name, part in datasets.items()},
-                "run": _checked(_section(plain, "run"), defaults["run"], "run", _without_effect("run")),
-                **({"imports": plain["imports"]} if plain.get("imports") else {}),
+                "run": _checked(_section(given, "run"), defaults["run"], "run", _without_effect("run")),
+                **({"imports": given["imports"]} if given.get("imports") else {}),
             }
         )
 
@@ -95,7 +96,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, everything resolved."""
-        return _plain(self.config)
+        return plain(self.config)
 
     def pretty_print(self) -> str:
         """Log the whole configuration as YAML, and return it."""
@@ -115,34 +116,35 @@ class _Args:
 def merge_model_config(cfg: Mapping[str, Any] | DictConfig, *, options: Sequence[str] = ()) -> DictConfig:
     """A partial model mapping (``arch``, perhaps ``model_type`` and overrides) -> the full, checked
     configuration. ``options``: ``["model.a=b", ...]``, over the mapping."""
-    config = OmegaConf.create({"model": _plain(cfg)})
+    config = OmegaConf.create({"model": plain(cfg)})
     _apply_options(config, options)
-    if others := sorted(set(_plain(config)) - {"model"}):
+    if others := sorted(set(plain(config)) - {"model"}):
         raise ConfigError(f"--options: {others[0]} is no section that is read here; accepted: model")
     cfg = config.model
-    return _resolved({"env": _default_yaml()["env"], "model": _merged_model(_plain(cfg))}).model
+    return _resolved({"env": _default_yaml()["env"], "model": _merged_model(plain(cfg))}).model
 
 
 def merge_dataset_config(name: str, cfg: Mapping[str, Any] | DictConfig | None = None) -> DictConfig:
     """A dataset's partial mapping -> the full, checked configuration (``type`` selects the default YAML)."""
-    merged = _merged_dataset(name, _plain(cfg) if cfg is not None else {})
+    merged = _merged_dataset(name, plain(cfg) if cfg is not None else {})
     return _resolved({"env": _default_yaml()["env"], "dataset": merged}).dataset
 
 
 def model_defaults(arch: str, *, model_type: str | None = None) -> dict[str, Any]:
     """The default YAML of an architecture as plain containers, its ``types`` entry for ``model_type`` merged
     into ``model``; also holds ``preprocess`` where the file does. Without a type: the entry ``default``, else
-    the first, and no ``types``."""
-    cls = registry.get_model_class(arch)
+    the first, and no ``types``. A pair that another architecture claims (see ``claims``) has the YAML of that one."""
+    cls = registry.get_model_class(claiming_arch(arch, model_type))
     table = dict(getattr(cls, "PRETRAINED_MODEL_CONFIG_DICT", None) or {})
     if model_type is not None and table and model_type not in table:
         raise ConfigError(unknown(f"model.model_type of {arch}", model_type, table))
     if not table:
         return {"model": {}}
-    content = _default_file(cls, table[_chosen(table, model_type)])
+    content = default_file(cls, table[_chosen(table, model_type)])
     types = content.pop("types", None) or {}
+    content.pop("also", None)
     model = OmegaConf.merge(content.get("model") or {}, types.get(model_type) or {})
-    return {**content, "model": _plain(model)}
+    return {**content, "model": plain(model)}
 
 
 def dataset_defaults(name: str, *, dataset_type: str | None = None) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def dataset_defaults(name: str, *, dataset_type: str | None = None) -> dict[str,
     chosen = _chosen(table, dataset_type)
     if chosen not in table:
         raise ConfigError(unknown(f"datasets.{name}.type", chosen, table))
-    blocks = _default_file(cls, table[chosen]).get("datasets") or {}
+    blocks = default_file(cls, table[chosen]).get("datasets") or {}
     if name not in blocks and len(blocks) != 1:
         raise ConfigError(f"{table[chosen]} holds no block datasets.{name}, only {listed(blocks)}")
     return dict(blocks.get(name) or next(iter(blocks.values())) or {})
@@ -168,6 +170,8 @@ def _merged_model(user: dict[str, Any]) -> dict[str, Any]:
     arch, model_type = user.get("arch"), user.get("model_type")
     if not isinstance(arch, str):
         raise ConfigError(f"model.arch names no model: {arch!r}. Accepted: {listed(registry.list_models())}.")
+    arch = claiming_arch(arch, model_type)
+    user = {**user, "arch": arch}
     own = model_defaults(arch, model_type=model_type)["model"]
     known = {**own, "arch": arch, "model_type": model_type} if own else {}  # no default YAML: keys unchecked
     return _checked(user, known, "model", _without_effect("model"))
@@ -262,11 +266,7 @@ def _notice(dotted: str) -> None:
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file merged over what its ``base`` names, as plain containers; nothing is checked."""
-    return _plain(_load_user(Path(path)))
-
-
-def _plain(cfg: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), resolve=False)  # type: ignore[return-value]
+    return plain(load_user(Path(path)))
 
 
 def _resolved(parts: dict[str, Any]) -> DictConfig:
@@ -278,64 +278,15 @@ def _resolved(parts: dict[str, Any]) -> DictConfig:
     return config
 
 
-def _section(plain: dict[str, Any], name: str) -> dict[str, Any]:
-    part = plain.get(name)
+def _section(given: dict[str, Any], name: str) -> dict[str, Any]:
+    part = given.get(name)
     if part is not None and not isinstance(part, dict):
         raise ConfigError(f"{name} must be a mapping, not {part!r}")
     return part or {}
 
 
 def _default_yaml() -> dict[str, Any]:
-    return _plain(_read_yaml(library_root / "configs" / "default.yaml"))
-
-
-def _default_file(cls: type, path: str) -> dict[str, Any]:
-    """The default YAML a class names: relative to the package, else to the file that defines the class."""
-    candidates = [library_root / resolve(path)]
-    if source := getattr(sys.modules.get(cls.__module__), "__file__", None):
-        candidates.append(Path(source).resolve().parent / resolve(path))
-    for candidate in candidates:
-        if candidate.is_file():
-            return _plain(_load_user(candidate))
-    raise ConfigError(f"{cls.__name__} names the default file {path}, which is not at {listed(candidates)}")
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    try:
-        loaded = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration file at {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path} must hold a mapping with the keys {listed(SECTIONS)}")
-    return loaded
-
-
-def _load_user(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
-    """A user's YAML on top of what its ``base`` names (one file or a list; relative to the file itself)."""
-    path = resolve(path).resolve()
-    if path in seen:
-        raise ConfigError(f"base: {' -> '.join(str(item) for item in (*seen, path))} goes in a circle")
-    loaded = _read_yaml(path)
-    base = loaded.pop("base", None)
-    bases = [base] if isinstance(base, str) else list(base or ())
-    if "imports" in loaded:
-        modules = [loaded.imports] if isinstance(loaded.imports, str) else list(loaded.imports or ())
-        loaded.imports = [str(path.parent / resolve(item)) if item.endswith(".py") else item for item in modules]
-    merged = OmegaConf.create({})
-    for item in bases:
-        merged = _merge(merged, _load_user(path.parent / resolve(item), (*seen, path)), path)
-    return _merge(merged, loaded, path)
-
-
-def _merge(under: DictConfig, over: DictConfig, path: Path) -> DictConfig:
-    try:
-        merged = OmegaConf.merge(under, over)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path} does not fit its base: {error.msg or error}") from error
-    assert isinstance(merged, DictConfig)
-    return merged
+    return plain(read_yaml(library_root / "configs" / "default.yaml"))
 
 
 def _import_modules(modules: Iterable[str]) -> None:
@@ -374,7 +325,7 @@ def _apply_options(config: DictConfig, options: Sequence[str]) -> None:
         pairs = list(zip(options[::2], options[1::2], strict=True))
     for key, text in pairs:
         try:
-            value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+            value = plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
             OmegaConf.update(config, key, value, merge=False, force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"--options {key}={text}: {error}") from error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from lavis.common.claims import claims
 from lavis.common.config import ConfigError, merge_model_config, model_defaults
 from lavis.common.precision import building_for
 from lavis.common.registry import registry
@@ -102,4 +103,4 @@ def load_model_and_preprocess(
     return model, *load_preprocess(node)
 
 
-model_zoo = Zoo("model", heading="Architectures", types="PRETRAINED_MODEL_CONFIG_DICT", without_types=False)
+model_zoo = Zoo("model", heading="Architectures", types="PRETRAINED_MODEL_CONFIG_DICT", without_types=False, claimed=claims)

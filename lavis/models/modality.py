@@ -10,7 +10,7 @@ Shapes: B batch, Q queries, D Q-Former width, E similarity width, H LLM width.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -38,6 +38,7 @@ class Modality:
     qformer: str = "Qformer"  # "Qformer" (shared), or a further one by a name that begins so
     region: str | tuple[str, ...] | None = None  # region prompts, in order; "box" and "corners" say the position of box_mlp
     prompt: str = ""  # what a T5 encoder reads beside the queries
+    blip2: bool = False  # whether BLIP-2's query tokens and projections are those of this entry
     class_template: str = "{}."  # the sentence that zero-shot classification makes of a class name
     losses: Mapping[str, float] = field(default_factory=dict)  # weight per loss; a loss not named is not computed
     # what the texts of a sample are. target: what the model learns to say, in all of the entry's losses; prompt: what the
@@ -86,6 +87,17 @@ class Modality:
         for key in ROLE_KEYS:
             if getattr(self, key) not in TEXT_ROLES:
                 raise ConfigError(unknown(f"modalities.{self.name}.{key}", getattr(self, key), TEXT_ROLES))
+
+
+def blip2_entry(rows: Iterable[Modality]) -> str | None:
+    """The name of the entry with `blip2: true`, whose queries and projections are BLIP-2's; None where no entry says so.
+
+    ConfigError where several do.
+    """
+    names = [row.name for row in rows if row.blip2]
+    if len(names) > 1:
+        raise ConfigError(f"modalities {' and '.join(names)} both say blip2: true; accepted: one entry, or none")
+    return names[0] if names else None
 
 
 class Branch(nn.Module):

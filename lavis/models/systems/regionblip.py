@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
-from lavis.models.modality import Modality
+from lavis.models.modality import Modality, blip2_entry
 from lavis.models.qformer.lora import adapter_parameters, inject_modality_lora
 from lavis.models.query_model import QueryModel
 
@@ -45,8 +45,6 @@ def check_switches(cfg: DictConfig) -> None:
 
 class RegionBLIP(QueryModel):
     """RegionBLIP over any language model of the language interface."""
-
-    IMAGE = "image"  # the modality that BLIP-2 brings
 
     @classmethod
     def read_specs(cls, cfg: DictConfig) -> dict[str, Modality]:
@@ -83,13 +81,17 @@ class RegionBLIP(QueryModel):
 
     def freeze_blip2(self) -> None:
         """Freeze what BLIP-2 brought: ln_vision, the image queries and projection, and the image adapters (zero B: no effect)."""
-        branch = self.branch(self.IMAGE)
+        if hasattr(self, "ln_vision"):
+            self.freeze(self.get_submodule("ln_vision"))
+        image = blip2_entry(self.specs.values())
+        if image is None:
+            return
+        branch = self.branch(image)
         assert self.llm is not None and branch.llm_proj is not None
-        self.freeze(self.get_submodule("ln_vision"))
         self.freeze(branch.llm_proj)
         branch.query_tokens.requires_grad_(False)
         for model in (self.qformers["Qformer"], self.llm):
-            for parameter in adapter_parameters(model, self.IMAGE):
+            for parameter in adapter_parameters(model, image):
                 parameter.requires_grad_(False)
 
     def load_checkpoint_from_config(self, cfg: DictConfig) -> None:
@@ -104,14 +106,17 @@ class RegionBLIP(QueryModel):
     @torch.no_grad()
     def start_regions_from_image(self) -> None:
         """Start the queries and projections of the other image modalities from those of the whole image."""
-        source = self.branch(self.IMAGE)
+        image = blip2_entry(self.specs.values())
+        if image is None:
+            raise ConfigError("model.regions_from_image needs an entry of model.modalities with blip2: true")
+        source = self.branch(image)
         for name, spec in self.specs.items():
             branch = self.branch(name)
-            if name != self.IMAGE and spec.encoder == self.specs[self.IMAGE].encoder:
+            if name != image and spec.encoder == self.specs[image].encoder:
                 branch.query_tokens.copy_(source.query_tokens)
                 for part in ("llm_proj", "itc_proj"):
                     branch.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict())
-                logger.info("modality %s starts from the queries and projections of %s", name, self.IMAGE)
+                logger.info("modality %s starts from the queries and projections of %s", name, image)
 
 
 @registry.register_model("regionblip_opt")

@@ -76,7 +76,7 @@ def convert(
             raise ConfigError(f"nothing in it has a place in layout {layout}")
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-    warnings = _warnings(fitted, left_out, rows[0].name)
+    warnings = _warnings(fitted, left_out, key_map.blip2)
     progress(f"writing {Path(target).name} ({sum(t.numel() * t.element_size() for t in written.values()) / 1e9:.2f} GB)")
     save_weights(written, target, beside={key: content[key] for key in ("frozen_bases",) if key in content})
     return Conversion(
@@ -116,7 +116,7 @@ def _fitted(state: dict[str, Tensor], layout: str, cfg: DictConfig, *, with_llm:
     return {name: tensor for name, tensor in state.items() if not unread(name)}
 
 
-def _warnings(state: dict[str, Tensor], left_out: list[str], image: str) -> list[str]:
+def _warnings(state: dict[str, Tensor], left_out: list[str], image: str | None) -> list[str]:
     """What a user should know of names left out: trained adapters of whole images change captions."""
     trained = [name for name in left_out if name.endswith(f".lora_B.{image}") and bool(state[name].any())]
     if not trained:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lavis.common.errors import ConfigError
 from lavis.models.encoders import clip_vit
 from lavis.models.encoders.point_bert import RELEASED, fit_point_bert_state_dict
-from lavis.models.modality import Modality
+from lavis.models.modality import Modality, blip2_entry
 from lavis.models.weights import hf_blip2
 from lavis.models.weights.aliases import is_alias, with_aliases, without_aliases
 
@@ -61,6 +61,7 @@ class KeyMap:
 
     def __init__(self, rows: Iterable[Modality], llm: str = "opt") -> None:
         self.rows = list(rows)
+        self.blip2 = blip2_entry(self.rows)
         self.llm = llm
 
     def layout(self, keys: Iterable[str]) -> str:
@@ -130,13 +131,16 @@ class KeyMap:
         return rules
 
     def _blip2_rules(self) -> list[tuple[str, str]]:
-        """DERIVED: the image branch is BLIP-2's; everything else keeps its name."""
-        branch = f"branches.{self.rows[0].name if self.rows else 'image'}"
+        """DERIVED: the branch of the entry with `blip2: true` is BLIP-2's; everything else keeps its name."""
+        rules = [(f"{self.llm}_model", "llm.model")]
+        if self.blip2 is None:
+            return rules
+        branch = f"branches.{self.blip2}"
         return [
             ("query_tokens", f"{branch}.query_tokens"),
             ("vision_proj", f"{branch}.itc_proj"),
             (f"{self.llm}_proj", f"{branch}.llm_proj"),
-            (f"{self.llm}_model", "llm.model"),
+            *rules,
         ]
 
     def _adapters(self, key: str, *, to_lavis: bool) -> str:
@@ -193,8 +197,10 @@ class KeyMap:
             adapter = re.search(r"\.lora_[AB]\.", name)
             known = not adapter or self.from_lavis(name, layout) != name
             return bool(OURS.fullmatch(name)) and known and (not name.startswith("branches.") or name.startswith(branches))
-        image = tuple(f"branches.{self.rows[0].name}.{part}" for part in ("query_tokens", "itc_proj", "llm_proj"))
-        return name.startswith(image) or (BLIP2_PARTS.fullmatch(name) is not None and ".lora_" not in name)
+        own = tuple(f"branches.{self.blip2}.{part}" for part in ("query_tokens", "itc_proj", "llm_proj"))
+        return (self.blip2 is not None and name.startswith(own)) or (
+            BLIP2_PARTS.fullmatch(name) is not None and ".lora_" not in name
+        )
 
 
 def _encoder_file(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:

@@ -57,6 +57,9 @@ def load_checkpoint(model: QueryModel, path: str | Path | Mapping[str, Any]) -> 
         needed = check_bases(model, content.get("frozen_bases") or {}, renamed)
         renamed = _fitted(model, renamed, layout)
         report = load_into(model, renamed, layout=layout, loaded_before=model._loaded)
+        if layout in ("blip2", "hf-blip2") and model.key_map.blip2 is None:
+            what = "no entry of model.modalities says blip2: true; BLIP-2's query tokens and projections are ignored"
+            logger.warning("%s: %s", name, what)
         report.needed = needed
         if not report.loaded:
             raise ConfigError(f"nothing in it fits this model: {report}")
