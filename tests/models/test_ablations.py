@@ -108,18 +108,16 @@ def test_a_region_without_tokens_sees_all(folder: Path, modality: str) -> None:
 def test_corners_are_read_as_published_unless_the_config_says_plain(folder: Path) -> None:
     samples = clouds()
     published, plain = (build(folder, region_attention="region", corner_axes=axes) for axes in ("published", "plain"))
-    row = published.row_of(samples)
     with torch.no_grad():
-        tokens = published.encode(samples, row)
-        assert tokens.seen.shape == (2, 9) and tokens.seen[:, 0].all()
-        assert torch.equal(tokens.seen[0, 1:], tokens.centres[0, :, 2] < 7) and torch.equal(
-            tokens.seen[1, 1:], ~tokens.seen[0, 1:]
-        )
+        tokens = published.query_input(published.read(samples)).tokens
+        visible = tokens.visible
+        assert visible.shape == (2, 9) and visible[:, 0].all()
+        assert torch.equal(visible[0, 1:], tokens.positions[0, :, 2] < 7) and torch.equal(visible[1, 1:], ~visible[0, 1:])
         flat = {**samples, "box_corners": samples["box_corners"][..., [0, 2, 1]]}
-        assert not torch.equal(plain.encode(samples, row).seen, tokens.seen)
+        assert not torch.equal(plain.query_input(plain.read(samples)).tokens.visible, visible)
         middle = flat["box_corners"].mean(dim=1, keepdim=True)
         flat["box_corners"] = flat["box_corners"] - middle + samples["box_corners"].mean(dim=1, keepdim=True)
-        assert torch.equal(plain.encode(flat, row).seen, tokens.seen)
+        assert torch.equal(plain.query_input(plain.read(flat)).tokens.visible, visible)
 
 
 @pytest.mark.parametrize("modality", REGIONS)

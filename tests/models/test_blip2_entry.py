@@ -46,7 +46,7 @@ def test_without_such_an_entry_they_are_ignored_and_said(
 def test_the_entry_need_not_be_called_image_nor_stand_first(folder: Path, published: dict[str, torch.Tensor]) -> None:
     whole = {"suffix": "whole", "blip2": True, "losses": {"llm": 1.0}}
     model = built(folder, image=None, whole=whole)
-    assert next(iter(model.rows)) != "whole"
+    assert next(iter(model.specs)) != "whole"
     report = model.load_checkpoint({"model": published})
     assert torch.equal(model.branches["whole"].query_tokens, published["query_tokens"])
     assert not {"query_tokens", "opt_proj.weight"} & set(report.ignored)

@@ -95,10 +95,14 @@ def test_batch_norm_is_over_the_points_of_all_processes(tmp_path: Path) -> None:
             torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
 
 
+def starts(model: Any, samples: dict[str, Any], clouds: int, index: torch.Tensor | None = None) -> torch.Tensor:
+    return model.encoders["pointcloud"].start_points(samples, (clouds, 40), index, model.device)
+
+
 def start_of_clouds(model: Any, rank: int, **changes: Any) -> Any:
     seed_step(7, 11, rank)
     try:
-        return model.start_points({"cloud_key": ["b", "a", "b"], **changes}, (3, 40), None)
+        return starts(model, {"cloud_key": ["b", "a", "b"], **changes}, 3)
     finally:
         clear_step()
 
@@ -110,13 +114,14 @@ def test_sampling_of_a_cloud_begins_at_one_point_whoever_holds_it(tmp_path: Path
     assert torch.equal(start_of_clouds(model, 1), torch.tensor([first, second, first]))
     shared = {"cloud_key": ["a", "a", "b"]}
     seed_step(7, 11, 1)
-    assert model.start_points(shared, (2, 40), torch.tensor([0, 0, 1])).tolist() == [second, first]
+    assert starts(model, shared, 2, torch.tensor([0, 0, 1])).tolist() == [second, first]
     clear_step()
     named = [start_of_clouds(model, rank, cloud_key=None, image_id=["b", "a", "b"]) for rank in (0, 1)]
     assert torch.equal(*named), "without names of clouds those of the rows"
-    drawn = {tuple(model.start_points(shared, (2, 40), None).tolist()) for _ in range(20)}
+    drawn = {tuple(starts(model, shared, 2).tolist()) for _ in range(20)}
     assert len(drawn) > 10, "outside a step the point is drawn"
-    assert model.eval().start_points(shared, (2, 40), None) is None
+    cloud = {"pointcloud": torch.rand(2, 40, 3)}
+    assert model.encoders["pointcloud"].read(cloud, device=model.device, training=False).start is None
 
 
 @pytest.mark.parametrize("gather_grad", [False, True])

@@ -51,7 +51,7 @@ def test_what_learns_and_what_is_kept(folder: Path, arch: str, changes: dict[str
     real, dry = load_model_from_config(config).train(), build_on_meta(merge_model_config(config), device="cuda")[0]
     dry = dry.float()  # the real one computes in float32, being on the CPU
     assert {tensor.device.type for tensor in dry.state_dict().values()} == {"meta"}
-    for modality in real.rows:
+    for modality in real.specs:
         names, kept = real_step(real, modality)
         found = dry_run(dry, modality, rows=ROWS)
         assert found.with_gradient == names, modality

@@ -23,9 +23,9 @@ def encoded(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with features in place of its inputs."""
     rest = dict(batch)
     if "image" in rest:
-        return {**rest, "image_features": model.vit_tokens(rest.pop("image"))}
-    features, centres = model.point_tokens(rest.pop("pointcloud"), start=None)
-    return {**rest, "pointcloud_features": features, "pointcloud_centres": centres}
+        return {**rest, "image_features": model.encoders["image"].compute(rest.pop("image"))}
+    found = model.encoders["pointcloud"].compute(rest.pop("pointcloud"))
+    return {**rest, "pointcloud_features": found.embeds, "pointcloud_centres": found.centres}
 
 
 def built(folder: Path, **changes: Any) -> Any:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from lavis.common.checkpoint import load_weights, weight_files
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
+from lavis.models.inference.generate import prompts_of
 from lavis.models.language import Behind, CausalLM, Decoding, Seq2SeqLM
 from lavis.models.language.base import DTYPE_KEY
 from lavis.models.qformer.lora import ModalityLinear, adapter_parameters, merge_modality, merged_copy
@@ -47,7 +48,7 @@ def build(folder: Path, kind: str, *, device: str = "cpu", **changes: Any) -> An
     model: Any = load_model_from_config(config, device=device).eval()
     if kind == "t5":
         hf.scatter(model.llm.model, std=0.1)  # at its initial weights it says one word over and over
-    for place, name in enumerate(model.rows):
+    for place, name in enumerate(model.specs):
         fill(model, name, seed=place)
         generator = torch.Generator().manual_seed(place)
         model.branch(name).llm_proj.weight.data.normal_(generator=generator)  # so that captions differ between rows
@@ -101,7 +102,7 @@ def test_logits_are_ours(model: Any, plain: Any) -> None:
     found = logits(plain, embeds, mask)
     with model.router.route(REGION):
         torch.testing.assert_close(found, logits(model.llm.model, embeds, mask), atol=1e-5, rtol=1e-5)
-    for other in set(model.rows) - {REGION}:
+    for other in set(model.specs) - {REGION}:
         with model.router.route(other):
             assert (found - logits(model.llm.model, embeds, mask)).abs().max() > 0.1
 
@@ -116,7 +117,7 @@ def test_greedy_captions_by_hugging_face_are_ours(kind: str, model: Any, plain: 
     with model.router.route(REGION):
         for prompts in (UNEVEN, ["a photo of"] * 4):
             embeds, mask = soft_prompts(model, BATCH, prompts=prompts)
-            prefix, _ = model.prefix_and_prompts(BATCH, model.rows[REGION])
+            prefix = prompts_of(model, model.read(BATCH)).vectors
             ours = model.llm.generate(Behind(prefix, prompts), GREEDY)
             theirs = tokenizer.batch_decode(plain.generate(inputs_embeds=embeds, attention_mask=mask), skip_special_tokens=True)
             assert [text.strip() for text in theirs] == [text.strip() for text in ours]
@@ -139,8 +140,7 @@ def test_lengths_are_the_published_ones(kind: str, model: Any, folder: Path) -> 
                 found.append(tokens[:, 1:] if kind == "t5" else tokens)
             else:
                 with model.router.route(REGION):
-                    prefix, texts = model.prefix_and_prompts(BATCH, model.rows[REGION])
-                    found.append(model.llm.decode(Behind(prefix, texts), GREEDY).sequences[:, 1:])
+                    found.append(model.llm.decode(prompts_of(model, model.read(BATCH)), GREEDY).sequences[:, 1:])
             hook.remove()
         assert torch.equal(*found)
         longest = LENGTHS["max_length"] - (kind != "t5")
@@ -152,7 +152,7 @@ def test_beam_captions_by_our_beam_search_are_ours(kind: str, model: Any, folder
     wanted = {"max_txt_len": 16, "dtype": torch.float32}
     merged = (Seq2SeqLM if kind == "t5" else CausalLM)(str(folder), **wanted).eval()
     with model.router.route(REGION):
-        prefix, _ = model.prefix_and_prompts(BATCH, model.rows[REGION])
+        prefix = prompts_of(model, model.read(BATCH)).vectors
         for prompts in (UNEVEN, ["a photo of"] * 4):
             decoding = Decoding(num_beams=5, **LENGTHS)
             ours = model.llm.decode(Behind(prefix, prompts), decoding)
@@ -164,7 +164,7 @@ def test_beam_captions_by_our_beam_search_are_ours(kind: str, model: Any, folder
 
 def test_other_modalities_leave_no_trace(kind: str, folder: Path, tmp_path: Path) -> None:
     other = build(tmp_path, kind)
-    for name in set(other.rows) - {REGION}:
+    for name in set(other.specs) - {REGION}:
         fill(other, name, seed=77)
     again = export_llm(other, tmp_path / "again", modality="task_alignLLM_ImageRegionText_posembed", decoding=GREEDY)
     first = json.loads((folder / "export.json").read_text())
@@ -197,7 +197,7 @@ def test_the_model_itself_is_left_alone(model: Any) -> None:
     for name, (place, values) in before.items():
         now = model.llm.model.state_dict()[name]
         assert now.data_ptr() == place and torch.equal(now, values)
-    assert model.router.modalities == tuple(model.rows)
+    assert model.router.modalities == tuple(model.specs)
 
 
 def test_merging_in_place(kind: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
 from lavis.models.language import Behind, Decoding
+from lavis.models.losses import query_text_similarity
 from tests import hf, tiny
 
 PROMPTS = {"opt": ["a photo of"] * 4, "t5": ["a photo of"] * 2 + ["a white cube"] * 2}  # of one length each
@@ -57,8 +58,7 @@ def inputs(pair: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
 
 
 def prefix_of(model: Any, image: torch.Tensor) -> torch.Tensor:
-    row = model.row_of({"modality": "image"})
-    return model.branches["image"].llm_proj(model.look({"image": image}, row).hidden)
+    return model.branch("image").to_llm(model.look(model.read({"modality": "image", "image": image})).hidden)
 
 
 @torch.no_grad()
@@ -150,9 +150,9 @@ def test_stage1_scores_equal_those_of_transformers(folder: Path, added: int) -> 
     image, texts = tiny.image_batch()["image"], tiny.TEXTS[:4]
     ids, mask = ours.tokenize(texts)
     itc = theirs(pixel_values=image, input_ids=ids, attention_mask=mask).logits_per_image
-    row = ours.row_of({"modality": "image"})
-    looked = ours.look({"image": image}, row)
-    found, _ = ours.similarities(row, looked.hidden, ours.text_features(row, ids, mask))
+    looked = ours.look(ours.read({"modality": "image", "image": image}))
+    visual = ours.visual_features(ours.specs["image"], looked.hidden)
+    found = query_text_similarity(visual, ours.sentence_features(ours.Qformer.text_pass(ids, mask)))
     torch.testing.assert_close(found, itc, atol=1e-5, rtol=1e-5)
     itm = theirs(pixel_values=image, input_ids=ids, attention_mask=mask, use_image_text_matching_head=True).logits_per_image
     joint = ours.Qformer.joint_pass(looked.queries, ids, mask, looked.tokens)[:, : hf.QUERIES]

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from lavis.models import load_model_from_config
+from lavis.models.batch import entry_of
 from lavis.models.encoders.eva_vit import EvaViT, fit_vit_state_dict
 from lavis.models.encoders.point_bert import PointBert, fit_point_bert_state_dict
 from lavis.models.encoders.point_ops import farthest_point_sample, group_points, nearest_neighbours
-from lavis.models.language import Behind, Decoding
+from lavis.models.inference.generate import prompts_of
+from lavis.models.language import Decoding
 from tests import parity
 from tests.models.test_language import padded
 
@@ -106,16 +108,17 @@ def test_losses_and_gradients(record: dict[str, Any], hardest_negatives: None) -
 
 def test_hidden_states(record: dict[str, Any]) -> None:
     model, samples, tensors = record["model"], record["samples"], record["tensors"]
-    row = model.row_of(samples)
-    with torch.no_grad(), model.router.route(row.name):
-        hidden, tokens, _, _ = model.look(samples, row)
+    batch = model.read(samples)
+    spec = batch.spec
+    with torch.no_grad(), model.router.route(spec.name):
+        hidden, tokens, _, _ = model.look(batch)
         ids, mask = model.tokenize(samples["text_input"])
-        text = model.qformer_of(row).text_pass(ids, mask)
-        prefix = model.branches[row.name].llm_proj(hidden)
+        text = model.qformers[spec.qformer].text_pass(ids, mask)
+        prefix = model.branch(spec.name).to_llm(hidden)
     seen = mask.bool()
     assert torch.equal(ids, tensors["tok/bert_ids"][:, : ids.shape[1]])
     assert not tensors["tok/bert_mask"][:, ids.shape[1] :].any()
-    encoded = tensors["mid/image_embeds"] if row.encoder == "image" else tensors["mid/pc_embeds"]
+    encoded = tensors["mid/image_embeds"] if spec.encoder == "image" else tensors["mid/pc_embeds"]
     torch.testing.assert_close(tokens.embeds, encoded, atol=2e-5, rtol=0)
     torch.testing.assert_close(hidden, tensors["mid/qformer_query_hidden"], atol=2e-5, rtol=0)
     expected_text = tensors["mid/qformer_text_hidden"][:, : ids.shape[1]]
@@ -145,16 +148,14 @@ def test_llm_tokens(record: dict[str, Any]) -> None:
 def test_captions_and_scores(record: dict[str, Any]) -> None:
     model, tensors = record["model"], record["tensors"]
     inputs = {key: value for key, value in record["samples"].items() if key != "text_input"}
-    row = model.row_of(inputs)
     for variant, generation in record["meta"]["generation"].items():
         settings = dict(generation["call_kwargs"])
         prompt = settings.pop("samples.prompt", None)
         samples = inputs if prompt is None else {**inputs, "prompt": prompt}
         assert model.generate(samples, **settings) == generation["captions"], variant
-        with torch.no_grad(), model.router.route(row.name):
-            prefix = model.branches[row.name].llm_proj(model.look(samples, row).hidden)
-            prompts = model._prompts(samples, row, len(prefix))
-            decoded = model.llm.decode(Behind(prefix, prompts), Decoding(**settings))
+        batch = model.read(samples)
+        with torch.no_grad(), model.router.route(batch.spec.name):
+            decoded = model.llm.decode(prompts_of(model, batch), Decoding(**settings))
         assert torch.equal(decoded.sequences, tensors[f"gen/{variant}/sequences"]), variant
         if decoded.scores is not None:
             torch.testing.assert_close(decoded.scores, tensors[f"gen/{variant}/sequences_scores"], atol=1e-4, rtol=0)
@@ -164,7 +165,7 @@ def test_shared_inputs_give_the_same_captions(record: dict[str, Any]) -> None:
     """Rows that read one picture or cloud through its index equal rows with copies of it."""
     model, samples = record["model"], record["samples"]
     index = torch.tensor([0, 0, 2, 2])
-    encoder = model.row_of(samples).encoder
+    encoder = entry_of(samples, model.specs).encoder
     copies = {k: v for k, v in samples.items() if k != "text_input"} | {encoder: samples[encoder][index]}
     shared = {**copies, encoder: samples[encoder][[0, 2]], f"{encoder}_index": torch.tensor([0, 0, 1, 1])}
     assert model.generate(shared, num_beams=2) == model.generate(copies, num_beams=2)

@@ -74,7 +74,7 @@ def test_only_coordinates_are_kept_from_autocast(tmp_path: Path) -> None:
         model.point_encoder.blocks.blocks[0].mlp.fc1.register_forward_hook(lambda _, args, out, seen=seen: seen.append(out.dtype))
         model.point_encoder.pos_embed.register_forward_hook(lambda _, args, out: positions.append(out.dtype))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            _, centres[name] = model.eval().cloud_groups(cloud, start=None)
+            centres[name] = model.eval().encoders["pointcloud"].compute(cloud).centres
         assert seen == [torch.bfloat16 if name == "low" else torch.float32], name
         with torch.no_grad():
             exact = model.point_encoder(cloud)

@@ -9,7 +9,8 @@ import torch
 from transformers import BertConfig
 
 from lavis.models import load_model_from_config
-from lavis.models.qformer.qformer import EncoderTokens, KeyLinear, QFormer
+from lavis.models.qformer.qformer import KeyLinear, QFormer
+from lavis.models.qformer.tokens import QFormerInput, Tokens
 from tests import tiny
 
 
@@ -24,10 +25,10 @@ def test_biases_of_keys_have_no_effect_and_a_gradient_of_zero() -> None:
     qformer = small()
     ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 0]])
     mask = (ids > 0).long()
-    queries, tokens = torch.randn(2, 3, 16), EncoderTokens(torch.randn(2, 5, 8))
+    queries, tokens = torch.randn(2, 3, 16), Tokens(torch.randn(2, 5, 8))
 
     def outputs() -> list[torch.Tensor]:
-        hidden, cache = qformer.query_pass(queries, tokens)
+        hidden, cache = qformer.query_pass(QFormerInput(queries, queries.shape[1], tokens))
         passes = (qformer.text_pass(ids, mask), qformer.lm_pass(ids, mask, cache), qformer.joint_pass(queries, ids, mask, tokens))
         return [hidden, *passes]
 
@@ -59,9 +60,9 @@ def test_passes_at_once_are_the_passes(wanted: tuple[str, ...], limited: bool) -
     mask, decoder = (ids > 0).long(), torch.cat([torch.full((3, 1), 19), ids[:, 1:]], dim=1)
     queries = torch.randn(3, 3, 16, dtype=torch.double, requires_grad=True)
     seen = torch.rand(3, 5) < 0.6 if limited else None
-    tokens = EncoderTokens(torch.randn(2, 5, 8, dtype=torch.double), torch.tensor([0, 0, 1]), seen=seen)
+    tokens = Tokens(torch.randn(2, 5, 8, dtype=torch.double), torch.tensor([0, 0, 1]), visible=seen)
 
-    hidden, cache = qformer.query_pass(queries, tokens)
+    hidden, cache = qformer.query_pass(QFormerInput(queries, queries.shape[1], tokens))
     apart = {"text": qformer.text_pass(ids, mask), "decoder": qformer.lm_pass(decoder, mask, cache)}
     outputs = qformer.passes_at_once(queries, tokens, mask, text=ids, decoder=decoder if "decoder" in wanted else None)
     found = dict(zip(("hidden", "text", "decoder"), outputs, strict=True))

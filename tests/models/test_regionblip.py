@@ -33,7 +33,7 @@ def regionblip(folder: Path) -> Any:
 def test_every_arch_learns_and_captions(arch: str, folder: Path) -> None:
     torch.manual_seed(0)
     model = load_model_from_config(tiny.model_config(folder, arch))
-    batch = tiny.image_batch("image_region" if "image_region" in model.rows else "image")
+    batch = tiny.image_batch("image_region" if "image_region" in model.specs else "image")
     optimizer = torch.optim.AdamW(model.get_optimizer_params(weight_decay=0.05), lr=3e-3)
     first = model.eval()(batch).loss.item()  # without dropout, which hides a small step
     model.train()
@@ -280,7 +280,8 @@ def test_sampling_is_repeatable_in_evaluation_only(regionblip: Any) -> None:
     assert torch.equal(first, second)
     torch.manual_seed(0)
     regionblip.train()
-    assert not torch.equal(regionblip.cloud_tokens(batch["pointcloud"]), regionblip.cloud_tokens(batch["pointcloud"]))
+    first, second = (regionblip.encoders["pointcloud"].encode(regionblip.read(batch).inputs).embeds for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("modality", ["image", "pointcloud"])
@@ -289,7 +290,7 @@ def test_classify(regionblip: Any, modality: str) -> None:
     batch, names = tiny.batch_of(modality), ["red square", "white cube", "lamp"]
     logits = regionblip.classify(batch, classnames=names)
     assert logits.shape == (4, 3) and logits.abs().max() <= 1.0 + 1e-6
-    published = regionblip.rows[modality].class_template
+    published = regionblip.specs[modality].class_template
     assert torch.equal(regionblip.classify(batch, classnames=names, templates=[published]), logits)
     several = regionblip.classify(batch, classnames=names, templates=["a {}", "the {}"])
     assert several.shape == (4, 3) and not torch.equal(several, logits)
@@ -308,7 +309,7 @@ def test_clouds_through_the_shared_qformer(folder: Path) -> None:
 def test_rows_set_to_null_are_left_out(folder: Path) -> None:
     rows = {"pointcloud": None, "pointcloud_region": None}
     model = load_model_from_config(tiny.model_config(folder, "regionblip_opt", modalities=rows))
-    assert set(model.rows) == {"image", "image_region"}
+    assert set(model.specs) == {"image", "image_region"}
     assert not hasattr(model, "point_encoder") and not hasattr(model, "Qformer_pc")
 
 

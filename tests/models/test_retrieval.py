@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from lavis.common.config import ConfigError
 from lavis.models import load_model_from_config
@@ -49,17 +48,17 @@ def one_by_one(model: Any, modality: str) -> tuple[np.ndarray, np.ndarray]:
     """ITC similarities and ITM logits [I, N] of each pair alone."""
     model.eval()
     key = "image" if modality == "image" else "pointcloud"
-    row, inputs = model.rows[modality], torch.cat([samples[key] for samples in loader(modality)])
+    spec, inputs = model.specs[modality], torch.cat([samples[key] for samples in loader(modality)])
     sims, logits = np.zeros((len(inputs), len(TEXTS))), np.zeros((len(inputs), len(TEXTS)))
     for i, given in enumerate(inputs):
         for n, text in enumerate(TEXTS):
             with model.router.route(modality):
-                looked = model.look({key: given[None]}, row)
+                looked = model.look(model.read({"modality": modality, key: given[None]}))
                 ids, mask = model.tokenize([text])
-                visual = F.normalize(model.branch(modality).itc_proj(looked.hidden), dim=-1)[0]
-                sims[i, n] = (visual @ model.text_features(row, ids, mask)[0]).max()
+                visual = model.visual_features(spec, looked.hidden)[0]
+                sims[i, n] = (visual @ model.sentence_features(model.qformers[spec.qformer].text_pass(ids, mask))[0]).max()
                 queries = model.branch(modality).query_tokens
-                joint = model.qformer_of(row).joint_pass(queries, ids, mask, looked.tokens)[:, : queries.shape[1]]
+                joint = model.qformers[spec.qformer].joint_pass(queries, ids, mask, looked.tokens)[:, : queries.shape[1]]
                 logits[i, n] = model.itm_head(joint)[0, :, 1].mean()
     return sims, logits
 

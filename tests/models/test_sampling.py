@@ -11,6 +11,7 @@ import torch
 
 from lavis.common import dist_utils
 from lavis.models import load_model_from_config
+from lavis.models.inference.generate import prompts_of
 from lavis.models.language import Behind, Decoding
 from lavis.models.language.beam import TOP_K
 from tests import tiny
@@ -122,11 +123,10 @@ def build(config: dict[str, Any], *, hasty: bool) -> Any:
     """A model that counts its steps; `hasty`: what it says first is made the token that ends a text."""
     torch.manual_seed(0)
     model: Any = load_model_from_config(config).eval()
-    lm, row = model.llm, model.rows["image"]
+    lm = model.llm
     if hasty:
-        with torch.no_grad(), model.router.route(row.name):
-            prefix = model.branch(row.name).llm_proj(model.look(tiny.image_batch(rows=1), row).hidden)
-            first = lm.decode(Behind(prefix, [model.default_prompt(row)]), Decoding(num_beams=1, max_length=3))
+        with torch.no_grad(), model.router.route("image"):
+            first = lm.decode(prompts_of(model, model.read(tiny.image_batch(rows=1))), Decoding(num_beams=1, max_length=3))
         lm.dialect = dataclasses.replace(lm.dialect, ends=(int(first.sequences[0, 1]),))
     model.steps = 0
 

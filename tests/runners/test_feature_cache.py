@@ -253,7 +253,7 @@ def test_models_whose_features_change_are_refused(tmp_path: Path) -> None:
     model._eval_locked.clear()
     with pytest.raises(ConfigError, match="training mode, in which drop path draws"):
         opened(tmp_path, model.train())
-    with pytest.raises(ConfigError, match="FakeModel has no features that could be kept"):
+    with pytest.raises(ConfigError, match="no modality of this FakeModel reads images"):
         opened(tmp_path, fakes.FakeModel())
 
 
@@ -261,8 +261,8 @@ def test_the_folder_follows_from_weights_and_settings(tmp_path: Path) -> None:
     model = load_model_from_config(tiny.model_config(tmp_path / "model", "blip2")).eval()
     folder = opened(tmp_path, model).store.folder
     assert opened(tmp_path, model).store.folder == folder and json.loads((folder / "about.json").read_text())["device"] == "cpu"
-    low = model.feature_identity(autocast=torch.bfloat16)
-    assert low["computed_in"] == "torch.bfloat16" != model.feature_identity(autocast=torch.float32)["computed_in"]
+    low = model.encoders["image"].identity(autocast=torch.bfloat16)
+    assert low["computed_in"] == "torch.bfloat16" != model.encoders["image"].identity(autocast=torch.float32)["computed_in"]
     with torch.no_grad():
         next(model.visual_encoder.parameters()).view(-1)[0] += 1e-3
     assert opened(tmp_path, model).store.folder != folder

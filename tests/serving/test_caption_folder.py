@@ -199,13 +199,14 @@ def test_many_regions_of_one_picture_are_decoded_in_parts(captioner: Captioner, 
     boxes = (made[0].boxes * 3)[:10]
     whole = Item("a", "image_region", "a", made[0].path, tmp_path, tuple(boxes))
     passes: list[int] = []
-    real = captioner.model.vit_tokens
-    captioner.model.vit_tokens = lambda images: (passes.append(len(images)), real(images))[1]
+    encoder = captioner.model.encoders["image"]
+    real = encoder.compute
+    encoder.compute = lambda images: (passes.append(len(images)), real(images))[1]
     try:
         with RowsFile(tmp_path / "out.jsonl", settings={}) as out:
             report = folder.caption_items(captioner, [whole], out, batch_size=4, workers=1, decoding={"num_beams": 1})
     finally:
-        captioner.model.vit_tokens = real
+        encoder.compute = real
     said = [region["caption"] for region in rows_of(tmp_path / "out.jsonl")[0]["regions"]]
     assert report.captioned == 1 and passes == [1]
     assert said == captioner.caption_regions(Image.open(made[0].path), boxes, num_beams=1)

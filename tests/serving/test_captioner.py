@@ -139,8 +139,8 @@ def test_clouds_of_any_size_give_what_the_model_reads() -> None:
 
 def test_what_a_model_does_not_know(captioner: Captioner, made: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
     image, cloud = Image.open(made[0].path), np.load(made[4].path)
-    rows = captioner.model.rows
-    monkeypatch.setattr(captioner.model, "rows", {"image": rows["image"]})
+    rows = captioner.model.specs
+    monkeypatch.setattr(captioner.model, "specs", {"image": rows["image"]})
     with pytest.raises(ValueError, match="this model knows no regions of pictures; it knows image$"):
         captioner.caption_regions(image, [[0, 0, 9, 9]])
     with pytest.raises(ValueError, match="knows no regions of pictures"):
@@ -149,6 +149,6 @@ def test_what_a_model_does_not_know(captioner: Captioner, made: list[Example], m
         captioner.caption_cloud(cloud)
     with pytest.raises(ValueError, match="knows no regions of point clouds"):
         captioner.caption_cloud_regions(cloud, made[4].boxes)
-    monkeypatch.setattr(captioner.model, "rows", {"pointcloud": rows["pointcloud"]})
+    monkeypatch.setattr(captioner.model, "specs", {"pointcloud": rows["pointcloud"]})
     with pytest.raises(ValueError, match="knows no whole pictures; it knows pointcloud$"):
         captioner.caption_image(image)

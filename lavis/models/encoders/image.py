@@ -64,7 +64,7 @@ class ImageEncoder(Encoder):
         cache has some: then `image_order` [I] says where among these, one after the other, each is. `image_index` [B]."""
         image, known, order = (tensor_of(samples, key) for key in ("image", "image_features", "image_order"))
         if image is None and known is None:
-            raise ValueError("samples have no 'image'; an entry with encoder image reads it")
+            raise ValueError("an entry with encoder image needs samples['image']")
         features = None if known is None else Features(known.to(device))
         order = None if order is None else order.to(device)
         return Inputs(image, features, order, index_of(samples, "image", device), entry=samples.get("image_cache"))

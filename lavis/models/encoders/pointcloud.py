@@ -52,7 +52,7 @@ class PointCloudEncoder(Encoder):
         if known is not None:
             return Inputs(known=Features(known.to(device), None if centres is None else centres.to(device)), index=index)
         if cloud is None:
-            raise ValueError("samples have no 'pointcloud'; an entry with encoder pointcloud reads it")
+            raise ValueError("an entry with encoder pointcloud needs samples['pointcloud']")
         self.point_encoder.check(cloud)
         start = self.start_points(samples, cloud.shape[:2], index, device) if training and groups is None else None
         return Inputs(cloud, index=index, start=start, groups=groups)

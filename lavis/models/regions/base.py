@@ -148,4 +148,7 @@ def build_chain(entry: Modality, cfg: DictConfig, *, width: int) -> RegionChain 
     if len(set(parts)) != len(parts):
         raise ConfigError(f"modalities.{entry.name}.region names a prompt twice: {', '.join(parts)}")
     settings = RegionSettings(kind, entry.encoder, width, int(cfg.qformer.input_dim), cfg)
-    return RegionChain([registry.get_class("region", part).from_settings(settings) for part in parts])
+    try:
+        return RegionChain([registry.get_class("region", part).from_settings(settings) for part in parts])
+    except ConfigError as error:
+        raise ConfigError(f"modalities.{entry.name}: {error}") from error

@@ -11,6 +11,7 @@ from typing import cast
 
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from lavis.common.errors import ConfigError
 from lavis.common.registry import registry
@@ -51,7 +52,7 @@ class RoiFeatures(PositionPrompt):
     def __init__(self, settings: RegionSettings) -> None:
         super().__init__(settings)
         self.cfg = settings.cfg
-        self.roi = nn.Linear(settings.token_width, settings.width)
+        self.roi = skip_init(nn.Linear, settings.token_width, settings.width)  # no draw: the parts behind it start as without it
         nn.init.zeros_(self.roi.weight)
         nn.init.zeros_(self.roi.bias)
 
