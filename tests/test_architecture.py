@@ -1,8 +1,10 @@
-"""The shape of the house: import directions, file sizes, a light import."""
+"""The shape of the house: import directions, file sizes, a light import, small systems, ever fewer `Any`."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,12 @@ from lavis.common.registry import HOMES, registry
 PACKAGE = Path(lavis.__file__).resolve().parent
 ROOT = PACKAGE.parent
 LINES = 400
+SYSTEMS = PACKAGE / "models" / "systems"
+SYSTEM_LINES = 150
+OWN_BASES = 2  # QueryModel and BaseModel
+ANY, SELF_ANY = 272, 0  # annotations under lavis/ today; a change that removes some lowers the number here
+FOLDERS = ("lavis", "tests", "tools", "benchmarks", "run_scripts", "docs", "assets")  # where files of the project lie
+TWO_CASES = {"tools/demo_image.py", "tools/demo_pointcloud.py"}  # published names of tools, beside ours; no further ones
 
 # what each part may import of ours; a dotted name stands for one module
 MAY_IMPORT = {
@@ -102,3 +110,53 @@ def test_every_module_can_be_searched() -> None:
     for kind in HOMES:
         registry.names(kind)
         assert registry._failed[kind] == {}
+
+
+def systems() -> list[Path]:
+    """The files of the systems; some must be there, or the tests of them would say nothing."""
+    found = [path for path in sources(SYSTEMS) if path.name != "__init__.py"]
+    assert found, f"no system in {SYSTEMS}"
+    return found
+
+
+def test_systems_are_small_and_apart() -> None:
+    wrong = []
+    for path in systems():
+        text = path.read_text()
+        if (count := len(text.splitlines())) > SYSTEM_LINES:
+            wrong.append(f"{path.relative_to(ROOT)}: {count} lines, at most {SYSTEM_LINES}")
+        for name in imported(ast.parse(text)):
+            if name.startswith("lavis.models.systems"):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}, of another system")
+    assert wrong == []
+
+
+def test_a_system_has_few_bases_of_ours() -> None:
+    """Classes of ours that a model inherits from, at any depth; those of its own file are in sight of its reader."""
+    wrong = []
+    for path in systems():
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for name, found in vars(module).items():
+            if isinstance(found, type) and found.__module__ == module.__name__:
+                bases = [base for base in found.__mro__ if base.__module__ != module.__name__]
+                ours = [base.__name__ for base in bases if base.__module__.startswith("lavis.")]
+                wrong += [f"{name} inherits from {', '.join(ours)}"] if len(ours) > OWN_BASES else []
+    assert wrong == [], f"at most {OWN_BASES}"
+
+
+@pytest.mark.parametrize(("pattern", "limit"), [(r"(:|->) Any\b", ANY), (r"\bself: Any\b", SELF_ANY)])
+def test_annotations_say_ever_less_often_any(pattern: str, limit: int) -> None:
+    counts = {str(path.relative_to(ROOT)): len(re.findall(pattern, path.read_text())) for path in sources(PACKAGE)}
+    most = ", ".join(f"{name} {counts[name]}" for name in sorted(counts, key=lambda name: -counts[name])[:5])
+    found = sum(counts.values())
+    assert found <= limit, f"{found} matches of {pattern} under lavis/, at most {limit}; most in {most}"
+
+
+def test_no_two_files_differ_in_case_alone() -> None:
+    """On some file systems they would be one file."""
+    names: dict[str, list[str]] = {}
+    for path in (*ROOT.glob("*.*"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))):
+        name = path.relative_to(ROOT).as_posix()
+        names.setdefault(name.casefold(), []).append(name)
+    assert len(names) > 100
+    assert [found for name, found in names.items() if len(found) > 1 and name not in TWO_CASES] == []

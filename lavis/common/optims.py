@@ -1,7 +1,7 @@
 """AdamW over a model's parameter groups, and LAVIS' three learning-rate schedules.
 
 Source of the formulas: LAVIS (lavis/common/optims.py, BSD-3), whose values are kept by a test: a linear
-warm-up by step within epoch 0, then one value per epoch.
+warm-up by step within epoch 0, then one value per epoch. Where steps are counted over the whole run, the warm-up is ours.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ class LRScheduler:
         self.warmup_steps = warmup_steps
         self.decay_rate = decay_rate
 
-    def lr(self, epoch: int, step: int) -> float:
-        if epoch > 0:
-            return self.after_warmup(epoch)
-        ramp = self.warmup_lr + (self.init_lr - self.warmup_lr) * step / max(self.warmup_steps, 1)
-        return min(self.init_lr, ramp) if step < self.warmup_steps else self.init_lr
+    def lr(self, epoch: int, step: int, *, whole_run: bool = False) -> float:
+        """The rate of a step; with ``whole_run``, ``step`` counts the steps of the run, and a warm-up that is longer than
+        epoch 0 goes on in the next epochs, never above their own rates."""
+        rate = self.after_warmup(epoch) if epoch > 0 else self.init_lr
+        if step >= self.warmup_steps or (epoch > 0 and not whole_run):
+            return rate
+        return min(rate, self.warmup_lr + (self.init_lr - self.warmup_lr) * step / self.warmup_steps)
 
     def after_warmup(self, epoch: int) -> float:
         raise NotImplementedError
@@ -65,9 +67,9 @@ class LRScheduler:
         if changed := [f"{name} {state[name]} -> {mine[name]}" for name in state if state[name] != mine.get(name)]:
             logger.warning("the learning rate follows another schedule than before: %s", ", ".join(changed))
 
-    def step(self, cur_epoch: int, cur_step: int) -> float:
-        """Set every group's learning rate; returns the unscaled one."""
-        value = self.lr(cur_epoch, cur_step)
+    def step(self, cur_epoch: int, cur_step: int, *, whole_run: bool = False) -> float:
+        """Set every group's learning rate; returns the unscaled one. The arguments are those of ``lr``."""
+        value = self.lr(cur_epoch, cur_step, whole_run=whole_run)
         for group in self.optimizer.param_groups if self.optimizer is not None else ():
             group["lr"] = value * group.get("lr_scale", 1.0)
         return value

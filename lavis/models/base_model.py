@@ -17,11 +17,16 @@ from lavis.models.weights.layouts_all import LoadReport
 
 logger = logging.getLogger(__name__)
 
-NO_DECAY = (
-    "bias",
-    "ln",
-    "bn",
-)  # published rule: these in a name, or fewer than two dimensions, mean no weight decay
+
+def is_decayed(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
+    """Whether weight decay acts on a parameter of this dotted name, which belongs to the module `owner`.
+
+    It acts on matrices that are neither a norm's nor a bias. The published rule looks for "bias", "ln" and "bn" anywhere in the
+    name and gives the same groups for the published models; here "bias" must be a whole word of the name, because a part of it
+    may be a modality that the user named. A table of biases is a matrix too: T5's `relative_attention_bias.weight`.
+    """
+    words = name.replace("_", ".").split(".")
+    return parameter.ndim >= 2 and "bias" not in words and not isinstance(owner, nn.LayerNorm)
 
 
 class Losses(dict[str, Tensor]):
@@ -125,7 +130,7 @@ class BaseModel(nn.Module):
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                decayed = parameter.ndim >= 2 and not any(part in name for part in NO_DECAY)
+                decayed = is_decayed(name, parameter, self.get_submodule(name.rpartition(".")[0]))
                 groups.setdefault((decayed, self._layer_scale(name, lr_scale)), []).append(parameter)
         return [
             {"params": params, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}

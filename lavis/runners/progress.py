@@ -118,9 +118,9 @@ class Progress:
         self.losses, self.skipped_in_epoch = LossSums(), SkipCounts()
 
     def schedule_step(self, key: str, lr_schedule: str) -> int:
-        """The step the learning rate follows: of this task (``per_task``, published) or of the epoch
-        (``global``)."""
-        return self.task_steps.get(key, 0) if lr_schedule == "per_task" else self.step_in_epoch
+        """The step that the learning rate follows: of this task in this epoch (``per_task``, published), or of the whole
+        run (``global``)."""
+        return self.task_steps.get(key, 0) if lr_schedule == "per_task" else self.step
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and in ``ranks`` what each process summed by itself. Collective."""

@@ -180,7 +180,8 @@ class RunnerBase:
         done, accum = progress.step_in_epoch, self.accum
         window = min(accum, total - done + done % accum)
         update = (done + 1) % accum == 0 or done + 1 == total
-        lr = self.lr_scheduler.step(progress.epoch, progress.schedule_step(key, self.lr_schedule))
+        schedule_step = progress.schedule_step(key, self.lr_schedule)
+        lr = self.lr_scheduler.step(progress.epoch, schedule_step, whole_run=self.lr_schedule == "global")
         batch = to_device(samples, self.device)
         self.skipped.add_batch(key, samples)
         losses = self.step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -43,6 +44,15 @@ def test_schedule_of_regionblip() -> None:
 
 def test_no_warm_up_steps_means_no_warm_up() -> None:
     assert LinearWarmupCosineLR(None, max_epoch=2, init_lr=1.0, warmup_lr=0.1, warmup_steps=0).lr(0, 0) == 1.0
+
+
+def test_a_warm_up_over_the_whole_run_goes_on_after_epoch_0() -> None:
+    schedule = LinearWarmupCosineLR(None, max_epoch=4, init_lr=1.0, min_lr=0.0, warmup_lr=0.0, warmup_steps=10)
+    rates = [schedule.lr(step // 4, step, whole_run=True) for step in range(16)]  # four steps per epoch
+    cosine = [0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    ramp = [*(step / 10 for step in range(8)), *[cosine[2]] * 4, *[cosine[3]] * 4]  # 0.8 and 0.9 would be above epoch 2's 0.5
+    assert rates == pytest.approx(ramp)
+    assert schedule.lr(1, 3) == cosine[1], "a step of an epoch has no warm-up after epoch 0"
 
 
 def test_groups_are_scaled() -> None:

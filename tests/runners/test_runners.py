@@ -220,6 +220,21 @@ def test_warm_up_restarts_per_task_or_runs_through(tmp_path: Path) -> None:
     assert rates["global"] == [0, 0.1, 0.2, 0.3] + [0.4] * 6
 
 
+def test_global_counts_the_steps_of_the_whole_run(tmp_path: Path) -> None:
+    """A warm-up of 16 steps, over epochs of 10; a run that resumes in it follows it as the straight run does."""
+    options = {"lr_sched": "constant_lr", "log_freq": 1, "warmup_steps": 16, "warmup_lr": 0, "init_lr": 0.16}
+    rates = {}
+    for schedule in ("per_task", "global"):
+        run(tmp_path / schedule, max_epoch=2, lr_schedule=schedule, **options)
+        rates[schedule] = [row["lr"] for row in lines(tmp_path / schedule) if "step" in row]
+    assert rates["per_task"] == pytest.approx([*(0.01 * step for step in [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]), *[0.16] * 10])
+    assert rates["global"] == pytest.approx([*(0.01 * step for step in range(16)), *[0.16] * 4])
+
+    run(tmp_path / "resumed", max_epoch=1, lr_schedule="global", **options)
+    run(tmp_path / "resumed", max_epoch=2, lr_schedule="global", resume_ckpt_path="auto", **options)
+    assert [row["lr"] for row in lines(tmp_path / "resumed") if "step" in row] == rates["global"]
+
+
 def test_accumulation_equals_the_larger_batch_where_losses_are_means(tmp_path: Path) -> None:
     class Mean:
         """Only the loss that is a mean over samples."""
