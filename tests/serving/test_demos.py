@@ -141,6 +141,7 @@ def test_files_that_are_none(tools: Tools, made: list[Example], tmp_path: Path) 
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:2000])
     (tmp_path / "text.npy").write_text("no cloud")
+    np.save(tmp_path / "three.npy", np.eye(3))
     (tmp_path / "regions.json").write_text('{"circles": []}')
     (tmp_path / "broken.json").write_text("[[1, 2,")
     box = ["--box", "0,0,9,9"]
@@ -160,6 +161,11 @@ def test_files_that_are_none(tools: Tools, made: list[Example], tmp_path: Path) 
         (["demo_image_region.py", picture, "--json", tmp_path / "broken.json"], "broken.json is not a whole JSON file"),
         (["demo_pointcloud.py", tmp_path / "text.npy"], "text.npy: it is no .npy file; accepted: a .npy file of finite numbers"),
         (["demo_pointcloud.py", picture], "scene_1.png: .png says no format of clouds; accepted: .npy, .npz, .ply, .pcd"),
+        (["demo_pointcloud.py", tmp_path / "three.npy"], "the cloud has points at 3 places, too few to show anything"),
+        (
+            ["demo_pointcloud_region.py", cloud, "--box", "90,0,0,1,1,1"],
+            "the box (90, 0, 0, 1, 1, 1) holds no point of the cloud",
+        ),
         (["demo_pointcloud_region.py", cloud, *box], "box [0.0, 0.0, 9.0, 9.0]; accepted: cx, cy, cz, dx, dy, dz"),
     ):
         code, lines, err = tools(*arguments)  # type: ignore[arg-type]
