@@ -82,6 +82,17 @@ def lines(found: dict[str, Any], *, tolerate: float) -> Iterable[str]:
         )
 
 
+def verdict(found: dict[str, Any], *, tolerate: float) -> str:
+    """The last line of the report: every error of configuration, model files and splits is counted; empty where all is well."""
+    splits: list[SplitCheck] = found["splits"]
+    errors = (
+        len(found["errors"]) + sum(bool(file.problem) for file in found["files"]) + sum(len(split.errors) for split in splits)
+    )
+    problems = sum(not split.is_tolerable(tolerate) for split in splits)
+    said = [f"{errors} error{'' if errors == 1 else 's'}"] if errors else []
+    return "; ".join([*said, f"problems in {problems} of {len(splits)} splits"] if problems else said)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="the YAML that train.py or evaluate.py would be given")
@@ -115,11 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger("lavis").setLevel(level)
     for line in lines(found, tolerate=given.tolerate):
         print(line)
-    bad_splits = sum(not split.is_fine(given.tolerate) for split in found["splits"])
-    bad_files = sum(bool(file.problem) for file in found["files"])
-    fine = not (found["errors"] or bad_splits or bad_files)
-    counts = f"{bad_splits} of {len(found['splits'])} splits and {bad_files} of {len(found['files'])} model files are not"
-    print("all is well" if fine else f"not well: {len(found['errors'])} errors; {counts} ({time.perf_counter() - start:.0f} s)")
+    wrong = verdict(found, tolerate=given.tolerate)
+    fine = not wrong
+    print("all is well" if fine else f"not well: {wrong} ({time.perf_counter() - start:.0f} s)")
     if given.json:
         plain = {
             "config": given.cfg_path,

@@ -1,6 +1,6 @@
 """Captions of regions of a scene as a point cloud, .npy, .npz, .ply or .pcd in metres with z up; a line each, many in one call.
 
-    python tools/demo_pointcloud_region.py room.ply --box 1.2,0.4,0.5,0.6,0.6,1.0 --box=-1.2,0.4,0.5,0.6,0.6,1.0
+    python tools/demo_pointcloud_region.py room.ply --box 1.2,0.4,0.5,0.6,0.6,1.0 -1.2,0.4,0.5,0.6,0.6,1.0
     python tools/demo_pointcloud_region.py room.npy --json boxes.json --json-out captions.json
     python tools/demo_pointcloud_region.py room.npy --point 1.2,0.4,0.5 --size 0.8 --mask chair_points.npy
 

@@ -23,17 +23,10 @@ import torch
 from lavis.common.config import Config
 from lavis.models.language import Decoding
 from lavis.models.weights.export import checked_modality, export_llm, save_prompts
+from lavis.serving.box_arguments import BOX, read_boxes, with_minus
 from lavis.serving.captioner import Captioner
 from lavis.serving.images import open_image
 from lavis.serving.loading import load_captioner
-
-
-def box(text: str) -> list[float]:
-    """x1,y1,x2,y2 in pixels."""
-    numbers = [float(number) for number in text.split(",")]
-    if len(numbers) != 4:
-        raise ValueError
-    return numbers
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -45,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     weights.add_argument("--float32", action="store_true", help="write float32, whatever precision the configuration names")
     prompts = commands.add_parser("prompts", help="soft prompts of a picture or of boxes on it")
     prompts.add_argument("--image", required=True, help="a picture")
-    prompts.add_argument("--boxes", type=box, nargs="+", metavar="X1,Y1,X2,Y2", help="in pixels; without: the whole picture")
+    prompts.add_argument("--boxes", nargs="+", action="extend", metavar=BOX, help="in pixels; without: the whole picture")
     prompts.add_argument("--modality", help="default: the first on pictures with boxes, or without")
     prompts.add_argument("--prompt", help="text behind the queries; default: the configuration's")
     prompts.add_argument("--device", default="cpu", help="where the encoders run (default: cpu)")
@@ -54,7 +47,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         command.add_argument("--checkpoint", help="trained weights; default: those of --cfg-path, else the quickstart's")
         command.add_argument("--cfg-path", help="a run's YAML file; default: the configuration inside the checkpoint")
         command.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration keys")
-    return parser.parse_args(arguments)
+    return parser.parse_args(with_minus(arguments))
 
 
 def load(given: argparse.Namespace, **where: Any) -> Captioner:
@@ -80,15 +73,15 @@ def write_weights(given: argparse.Namespace) -> str:
 
 
 def write_prompts(given: argparse.Namespace) -> str:
-    picture = open_image(given.image)
+    picture, boxes = open_image(given.image), read_boxes(given.boxes, BOX) if given.boxes else None
     found = load(given, device=given.device)
     model = found.model
     modality = checked_modality(model, given.modality) if given.modality else None
-    samples = {"image": model.picture(picture), **model.picture_samples(picture.size, given.boxes, modality=modality)}
+    samples = {"image": model.picture(picture), **model.picture_samples(picture.size, boxes, modality=modality)}
     samples = {key: value.to(given.device) if isinstance(value, torch.Tensor) else value for key, value in samples.items()}
     if given.prompt is not None:
         samples["prompt"] = given.prompt
-    about = {"image": Path(given.image).name, "boxes": given.boxes}
+    about = {"image": Path(given.image).name, "boxes": boxes}
     shape = save_prompts(model, samples, given.output, checkpoint=found.checkpoint, about=about)
     return f"{given.output}: inputs_embeds {list(shape)} of {samples['modality']}"
 

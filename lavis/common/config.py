@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +26,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavis.common.claims import claiming_arch
 from lavis.common.errors import ConfigError, UnknownNameError, did_you_mean, listed, unknown
-from lavis.common.paths import library_root
+from lavis.common.paths import in_repository, library_root
 from lavis.common.registry import registry
 from lavis.common.yaml_files import SECTIONS, default_file, load_user, plain, read_yaml
+
+# omegaconf 2.4 deprecates register_new_resolver for register_resolver, which 2.3 has with another meaning
+_newer = "replace" in inspect.signature(OmegaConf.register_resolver).parameters
+_register = OmegaConf.register_resolver if _newer else OmegaConf.register_new_resolver
+_register("repository", in_repository, replace=True)  # ${repository:assets/x} in any YAML
 
 __all__ = [
     "Config",

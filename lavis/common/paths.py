@@ -15,6 +15,15 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expandvars(os.path.expanduser(os.fspath(path))))
 
 
+def in_repository(path: str) -> str:
+    """A path from the folder that holds the package: as it is where that is the working directory, else absolute.
+
+    ``${repository:assets/quickstart}`` in a YAML, so that what it reads is found from anywhere.
+    """
+    repository = library_root.parent
+    return path if Path.cwd() == repository else str(repository / path)
+
+
 def get_cache_root() -> Path:
     """``$LAVIS_CACHE``, or ``lavis`` in the user's cache directory. Nothing is created."""
     if os.environ.get("LAVIS_CACHE"):

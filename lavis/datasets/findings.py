@@ -90,10 +90,14 @@ class SplitCheck:
     def name(self) -> str:
         return f"{self.dataset}, {self.split}"
 
+    def is_tolerable(self, tolerate: float) -> bool:
+        """No kind of problem in more than this share of the rows."""
+        worst = max((finding.count for finding in self.problems.kinds.values()), default=0)
+        return worst <= tolerate * (self.samples + self.dropped)
+
     def is_fine(self, tolerate: float) -> bool:
         """No error, and no kind of problem in more than this share."""
-        worst = max((finding.count for finding in self.problems.kinds.values()), default=0)
-        return not self.errors and worst <= tolerate * (self.samples + self.dropped)
+        return not self.errors and self.is_tolerable(tolerate)
 
     def to_dict(self) -> dict[str, Any]:
         plain = {key: value for key, value in vars(self).items() if key != "hashes"}

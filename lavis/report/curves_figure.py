@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavis.common.errors import ConfigError
 from lavis.report.curves import Point, RunLog, finite
-from lavis.report.report_parts import smoothed
+from lavis.report.report_parts import is_stepwise, smoothed, stairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +54,7 @@ class Panel:
     from_zero: bool = False
     log_scale: bool = False
     skipped: dict[int, list[int]] | None = None  # number of a run: steps to mark
+    stepwise: bool = False  # what holds its value for a while is drawn as steps
 
 
 def write_curves(runs: Sequence[RunLog], path: str | os.PathLike[str]) -> Path:
@@ -135,7 +136,7 @@ def run_panels(runs: Sequence[RunLog]) -> list[Panel]:
         values = [y for series in points for _, y in finite(series) if y > 0]
         marks = {n: [step for step, _ in run.skipped] for n, run in enumerate(runs)} if is_norm else None
         log_scale = is_norm and bool(values) and max(values) > 30 * min(values)
-        panels.append(Panel(title, points, "step", name not in EXACT, name in FROM_ZERO, log_scale, marks))
+        panels.append(Panel(title, points, "step", name not in EXACT, name in FROM_ZERO, log_scale, marks, name in EXACT))
     return panels
 
 
@@ -178,7 +179,8 @@ def draw_panel(axes: Axes, panel: Panel, *, steps: int, epoch_ends: Sequence[int
             axes.plot(
                 *zip(*finite(points), strict=True), color=colour, alpha=0.22 if len(lines) == 1 else 0.14, linewidth=0.8, zorder=2
             )
-        axes.plot(*zip(*line, strict=True), color=colour, linestyle=style, linewidth=1.5, marker=marker, markersize=3, zorder=3)
+        drawn = stairs(line) if panel.stepwise and is_stepwise(line) else line
+        axes.plot(*zip(*drawn, strict=True), color=colour, linestyle=style, linewidth=1.5, marker=marker, markersize=3, zorder=3)
     if not any(lines):
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center", fontsize=8, color=SKIPPED)
     _limits(axes, panel, lines)

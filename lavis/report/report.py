@@ -73,9 +73,9 @@ def duration(seconds: Any) -> str:
 def headline(report: Mapping[str, Any]) -> str:
     """One sentence that says what the run showed: how often what a box holds, and what an object is, is named."""
     found = {
-        "pointed at a box in a picture": _metric(report, "rows", "image_region"),
-        "at a box in a room": _metric(report, "rows", "pointcloud_region"),
-        "at an object": _metric(report, "rows", "pointcloud"),
+        "pointed at a box in a generated image": _metric(report, "rows", "image_region"),
+        "at a box in a generated room": _metric(report, "rows", "pointcloud_region"),
+        "at a generated object": _metric(report, "rows", "pointcloud"),
     }
     known = [(what, value) for what, value in found.items() if value is not None]
     if not known:

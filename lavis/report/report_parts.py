@@ -6,7 +6,8 @@ import base64
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from PIL import Image
@@ -67,39 +68,51 @@ def grouped(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"name": name, "members": members} for name, members in found.items()]
 
 
-def charts(curves: Mapping[str, Points]) -> list[dict[str, Any]]:
+def charts(curves: Mapping[str, Points], *, exact: Collection[str] = ()) -> list[dict[str, Any]]:
     """One chart per "group / title" of the names "group / title / line": {group, title, lines, x_ticks, y_ticks}.
 
     "title / line" has the group "", "line" the title "Loss" as well. A line is {name, last, raw, smooth}: its last
     smoothed value and two SVG paths in a plot of 100 x 100, y down. A tick is {at: share of the axis from the left or
-    the bottom, label}. Points that are not finite are left out.
+    the bottom, label}. Points that are not finite are left out. Curves in `exact` have no noise: they are not smoothed, their raw
+    path is empty, and what holds its value for a while is drawn as steps (`is_stepwise`).
     """
     found: dict[tuple[str, str], dict[str, Points]] = {}
+    unsmoothed: set[tuple[str, str]] = set()
     for name, points in curves.items():
         *group, title, line = ["Loss", *name.split(" / ")][-max(2, name.count(" / ") + 1) :]
         kept = [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         if kept:
             found.setdefault((" / ".join(group), title), {})[line] = sorted(kept)
-    return [{"group": group, **_chart(title, lines)} for (group, title), lines in found.items()]
+            if name in exact:
+                unsmoothed.add((" / ".join(group), title))
+    return [
+        {"group": group, **_chart(title, lines, exact=(group, title) in unsmoothed)} for (group, title), lines in found.items()
+    ]
 
 
-def _chart(title: str, lines: Mapping[str, Points]) -> dict[str, Any]:
-    smooth = {name: smoothed(points) for name, points in lines.items()}
+def _chart(title: str, lines: Mapping[str, Points], *, exact: bool) -> dict[str, Any]:
+    smooth = {name: list(points) if exact else smoothed(points) for name, points in lines.items()}
     left = min(points[0][0] for points in lines.values())
     right = max(points[-1][0] for points in lines.values())
     x_ticks = [tick for tick in _nice_ticks(left, right, count=5) if left <= tick <= right]
     # The first steps of a loss may be far above all others: the axis ends where 99 % of the points do.
     heights = sorted(y for points in lines.values() for _, y in points)
     low = min(0.0, *(y for points in smooth.values() for _, y in points))
-    high = max(heights[int(0.99 * (len(heights) - 1))], *(points[-1][1] for points in smooth.values()))
+    share = 1.0 if exact else 0.99
+    high = max(heights[int(share * (len(heights) - 1))], *(points[-1][1] for points in smooth.values()))
     y_ticks = _nice_ticks(low, high, count=4)
     low, high = y_ticks[0], y_ticks[-1]
     scale = (left, (right - left) or 1.0, low, (high - low) or 1.0)
     return {
         "title": title,
         "lines": [
-            {"name": name, "last": smooth[name][-1][1], "raw": _path(lines[name], scale), "smooth": _path(smooth[name], scale)}
-            for name in lines
+            {
+                "name": name,
+                "last": smooth[name][-1][1],
+                "raw": "" if exact else _path(points, scale),
+                "smooth": _path(stairs(points) if exact and is_stepwise(points) else smooth[name], scale),
+            }
+            for name, points in lines.items()
         ],
         "x_ticks": [{"at": (tick - scale[0]) / scale[1], "label": f"{tick:g}"} for tick in x_ticks],
         "y_ticks": [{"at": (tick - scale[2]) / scale[3], "label": f"{tick:g}"} for tick in y_ticks],
@@ -117,6 +130,21 @@ def smoothed(points: Points) -> list[tuple[float, float]]:
         before, after = max(i - reach, 0), min(i + min(reach, i) + 1, len(points))
         averaged.append((x, (sums[after] - sums[before]) / (after - before)))
     return averaged
+
+
+def is_stepwise(points: Points) -> bool:
+    """Whether a series holds its value more often than it changes it, as a rate that is set once an epoch."""
+    held = sum(before == after for (_, before), (_, after) in pairwise(points))
+    return len(points) > 2 and 2 * held > len(points) - 1
+
+
+def stairs(points: Points) -> list[tuple[float, float]]:
+    """The corners of a series that holds each value until the next one: where it changes the line goes up or down at once."""
+    corners = [points[0]]
+    for (_, before), (x, after) in pairwise(points):
+        if before != after:
+            corners += [(x, before), (x, after)]
+    return [*corners, points[-1]]
 
 
 def _path(points: Points, scale: tuple[float, float, float, float]) -> str:

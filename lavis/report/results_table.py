@@ -36,6 +36,7 @@ DATASETS = {
     "objaverse_retrieval": "Objaverse",
 }
 REFCOCO = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg"}  # by the folder of the annotation
+NAMED_SETS = {"pointcloud_caption": "cap3d_automated_objaverse", "scannet_refer": "scanrefer_filtered"}  # how their files begin
 MODELS = tuple(f"RegionBLIP {name}" for name in LANGUAGE_MODELS.values())
 CIDER = "CIDEr x 100"
 THEIRS_CIDER = {  # {dataset and split: one per MODELS}
@@ -124,16 +125,22 @@ def model_name(model: Mapping[str, Any], folder: Path) -> str:
 
 
 def part_name(dataset: str, split: str, config: Mapping[str, Any]) -> str:
-    """What a table calls a split of a dataset: RefCOCO's sets by the folder and the name of their annotation."""
+    """What a table calls a split of a dataset: RefCOCO's sets by the folder and the name of their annotation.
+
+    A dataset has its publication's name only where the annotation has, too. One's own data, and the quickstart's generated data,
+    go by the builder's name, in a column of their own.
+    """
     block = (config.get("datasets") or {}).get(dataset) or {}
     entry = ((block.get("build_info") or block).get("annotations") or {}).get(split) or {}
-    storage = entry.get("storage")
+    storage = entry.get("storage") or entry.get("scanner_file")
     path = Path(str(storage[0] if isinstance(storage, list) and storage else storage or ""))
     for folder in path.parts[:-1]:
         if dataset.startswith("general_box_caption") and folder.lower() in REFCOCO:
             named = re.fullmatch(r"refcoco_(\w+)", path.stem, re.IGNORECASE)
             return f"{REFCOCO[folder.lower()]} {named[1] if named else split}"
-    return f"{DATASETS.get(dataset, dataset)} {split}".strip()
+    generated = any(folder.lower().startswith("quickstart") for folder in path.parts)
+    published = path.name.lower().startswith(NAMED_SETS.get(dataset, "")) and not generated
+    return f"{DATASETS.get(dataset, dataset) if published else dataset} {split}".strip()
 
 
 def tables(results: Iterable[Result]) -> Iterator[Table]:

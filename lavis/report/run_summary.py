@@ -17,7 +17,7 @@ from lavis.common.checkpoint import list_checkpoints
 from lavis.common.errors import ConfigError
 from lavis.evaluation.files import write_text
 from lavis.report.curves import LOG, Point, RunLog, read_log
-from lavis.report.curves_figure import RUN_PANELS
+from lavis.report.curves_figure import EXACT, RUN_PANELS
 from lavis.report.pages import render
 from lavis.report.report_parts import charts, grouped
 
@@ -49,7 +49,7 @@ def write_summary(run: str | os.PathLike[str], path: str | os.PathLike[str] | No
         name=folder.resolve().name,
         lede=lede(log, rows),
         tiles=tiles(log, rows),
-        charts=grouped(charts(curves(log))) if log else [],
+        charts=grouped(charts(curves(log), exact=[curve_name(name) for name in EXACT])) if log else [],
         tables=tables(rows),
         galleries=galleries(folder, target),
         checkpoints=checkpoints(folder),
@@ -137,14 +137,20 @@ def curves(log: RunLog) -> dict[str, list[Point]]:
         for name, points in losses.items():
             if any(value != 0 for _, value in points):  # a loss that is 0 throughout has no part in it
                 found[f"{modality.replace('_', ' ')} / {'loss (total)' if name == 'loss' else name} / loss"] = points
-    for name, (title, factor) in RUN_PANELS.items():
+    for name, (_, factor) in RUN_PANELS.items():
         if log.run.get(name):
-            found[f"Run / {title} / {title}"] = [(step, factor * value) for step, value in log.run[name]]
+            found[curve_name(name)] = [(step, factor * value) for step, value in log.run[name]]
     for (dataset, split), metrics in log.metrics.items():
         for name, points in metrics.items():
             if len(points) > 1:
                 found[f"{dataset}, {split}, by epoch / {name} / {name}"] = points
     return found
+
+
+def curve_name(name: str) -> str:
+    """What `report_parts.charts` calls a series of `RunLog.run`."""
+    title = RUN_PANELS[name][0]
+    return f"Run / {title} / {title}"
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

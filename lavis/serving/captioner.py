@@ -21,6 +21,7 @@ from lavis.datasets import cloud_geometry
 from lavis.datasets.datasets.base_dataset import RecentlyUsed
 from lavis.datasets.datasets.scanrefer import COLOR_SCALE, MEAN_COLOR
 from lavis.serving.boxes import region_corners
+from lavis.serving.substance import check_boxes, check_cloud
 
 KEPT = 8  # pictures and clouds whose encoder tokens are kept
 QUESTION = "Question: {} Short answer:"  # as published for visual questions
@@ -93,7 +94,7 @@ class Captioner:
 
     def caption_cloud_regions(self, points: ArrayLike, boxes: Sequence[ArrayLike], **decoding: Any) -> list[str]:
         """Captions of boxes in a scene, points [N, 3 or 6] in metres, z up. A box: cx, cy, cz, dx, dy, dz and perhaps its heading
-        in radians about z, or its 8 corners [8, 3], all in metres."""
+        in radians about z, or its 8 corners [8, 3], all in metres. ValueError for a box without points in it."""
         if not len(boxes):
             return []
         corners = np.stack([region_corners(box) for box in boxes])
@@ -103,18 +104,23 @@ class Captioner:
             "pointcloud_index": torch.zeros(len(corners), dtype=torch.long),
         }
         cloud = self.scene_cloud(points)
+        check_boxes(points, boxes)
         return self._generate(lambda: {**samples, **self._cloud(cloud)}, decoding)
 
     def object_cloud(self, points: ArrayLike) -> NDArray[np.float32]:
-        """An object's points as the model reads them, [N, C] in the unit sphere. ValueError for what is no cloud."""
+        """An object's points as the model reads them, [N, C] in the unit sphere. ValueError for what is no cloud, or too little
+        of one."""
         name = self.modality("pointcloud", None)
         cloud = cloud_geometry.as_cloud(points, use_color=self._with_colour)
+        check_cloud(cloud)
         return cloud_geometry.unit_sphere(fitted(cloud, self.points.get(name))).astype(np.float32)
 
     def scene_cloud(self, points: ArrayLike) -> NDArray[np.float32]:
         """A scene's points as the model reads them, [N, C] in metres; colours less ScanNet's mean. ValueError likewise."""
         name = self.modality("pointcloud", "corners")
-        cloud = fitted(cloud_geometry.as_cloud(points, use_color=self._with_colour), self.points.get(name))
+        cloud = cloud_geometry.as_cloud(points, use_color=self._with_colour)
+        check_cloud(cloud)
+        cloud = fitted(cloud, self.points.get(name))
         if self._with_colour:
             cloud[:, 3:] = (cloud[:, 3:] - np.array(MEAN_COLOR)) / COLOR_SCALE
         return cloud

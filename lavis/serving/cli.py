@@ -17,6 +17,7 @@ from lavis.common.errors import ConfigError
 from lavis.common.files import read_json, replacing
 from lavis.datasets.cloud_files import read_cloud
 from lavis.processors.prompts import read_region, read_region_3d
+from lavis.serving.box_arguments import BOX, BOX_3D, numbers, read_boxes, with_minus
 from lavis.serving.captioner import Captioner
 from lavis.serving.drawing import draw_regions
 from lavis.serving.images import open_image
@@ -102,14 +103,6 @@ def _tell(given: argparse.Namespace, lines: Sequence[str], record: dict[str, Any
             stream.write(text.encode())
 
 
-def numbers(text: str, what: str) -> list[float]:
-    """ "1,2,3.5" as numbers; ValueError names what it was for."""
-    try:
-        return [float(part) for part in text.replace(" ", ",").split(",") if part]
-    except ValueError:
-        raise ValueError(f"{what} {text!r}; accepted: numbers with commas between them") from None
-
-
 def _strokes(text: str) -> list[list[float]]:
     return [numbers(point, "--scribble") for point in text.split()]
 
@@ -124,9 +117,12 @@ def _listed_regions(path: str) -> list[Any]:
     return content
 
 
-def _regions(given: argparse.Namespace, read: Callable[[Any, str], Any]) -> list[Any]:
-    """All regions of the command line in the order boxes, JSON, points, masks, scribbles. `read`: of a region and its folder."""
-    specs: list[tuple[Any, str]] = [(numbers(text, "--boxes"), ".") for text in given.boxes]
+def _regions(given: argparse.Namespace, form: str, read: Callable[[Any, str], Any]) -> list[Any]:
+    """All regions of the command line in the order boxes, JSON, points, masks, scribbles.
+
+    form: how a box is written. read: makes a region of what was given and of the folder where paths in it start.
+    """
+    specs: list[tuple[Any, str]] = [(box, ".") for box in read_boxes(given.boxes, form)]
     if given.json:
         specs += [(spec, str(Path(given.json).parent)) for spec in _listed_regions(given.json)]
     extra = {"size": given.size} if given.size is not None else {}
@@ -147,7 +143,7 @@ def _add_region_arguments(parser: argparse.ArgumentParser, *, box: str, point: s
         action="extend",
         default=[],
         metavar=box,
-        help="write --boxes=-1,... where one begins with a minus",
+        help="with commas between the numbers of a box",
     )
     region.add_argument("--json", metavar="FILE", help="a list of boxes, or of objects with box, point, scribble or mask")
     region.add_argument("--point", nargs="+", action="extend", default=[], metavar=point, help="the box around a point")
@@ -181,13 +177,13 @@ def image_region_demo(argv: Sequence[str] | None = None) -> None:
     """Captions of regions of a picture, a line each in the order given."""
     parser = _parser("Captions of regions of a picture, a line each; the picture is encoded once.")
     parser.add_argument("image", metavar="IMAGE")
-    _add_region_arguments(parser, box="x1,y1,x2,y2", point="x,y", mask="MASK.png")
+    _add_region_arguments(parser, box=BOX, point="x,y", mask="MASK.png")
     parser.add_argument("--question", help="ask this of every region instead")
     parser.add_argument("--draw", metavar="OUT.png", help="write the picture with the boxes and what is said of them")
     add_model_arguments(parser)
-    given = parser.parse_args(argv)
+    given = parser.parse_args(with_minus(argv))
     image, decoding = open_image(given.image), decoding_of(given)
-    boxes = _regions(given, lambda spec, folder: read_region(spec, image.size, folder=folder))
+    boxes = _regions(given, BOX, lambda spec, folder: read_region(spec, image.size, folder=folder))
     captioner = captioner_of(given)
     key = "caption" if given.question is None else "answer"
     if given.question is None:
@@ -218,11 +214,11 @@ def pointcloud_region_demo(argv: Sequence[str] | None = None) -> None:
     """Captions of boxes in a scene, a line each in the order given."""
     parser = _parser("Captions of regions of a scene in metres, z up: .npy, .npz, .ply or .pcd. A line each; it is encoded once.")
     parser.add_argument("cloud", metavar="CLOUD")
-    _add_region_arguments(parser, box="cx,cy,cz,dx,dy,dz[,heading]", point="x,y,z", mask="MASK.npy")
+    _add_region_arguments(parser, box=BOX_3D, point="x,y,z", mask="MASK.npy")
     add_model_arguments(parser)
-    given = parser.parse_args(argv)
+    given = parser.parse_args(with_minus(argv))
     points, decoding = read_cloud(given.cloud), decoding_of(given)
-    boxes: list[NDArray[np.float64]] = _regions(given, lambda spec, folder: read_region_3d(spec, points, folder=folder))
+    boxes: list[NDArray[np.float64]] = _regions(given, BOX_3D, lambda spec, folder: read_region_3d(spec, points, folder=folder))
     captioner = captioner_of(given)
     captions = captioner.caption_cloud_regions(points, boxes, **decoding)
     regions = [{"box": box.tolist(), "caption": text} for box, text in zip(boxes, captions, strict=True)]

@@ -24,6 +24,7 @@ from lavis.serving.captioner import Captioner
 from lavis.serving.images import open_image
 from lavis.serving.items import Item, batches_of
 from lavis.serving.rows_file import RowsFile
+from lavis.serving.substance import check_boxes
 
 REGION_OF = {"image_region": "box", "pointcloud_region": "corners"}
 REGION_KEYS = {"image_region": "box", "pointcloud_region": "box_corners"}  # in samples
@@ -138,7 +139,9 @@ def _load_cloud(captioner: Captioner, item: Item) -> Loaded:
         return Loaded(torch.from_numpy(captioner.object_cloud(points)))
     boxes = [read_region_3d(spec, points, folder=item.folder) for spec in item.regions]
     corners = torch.from_numpy(np.stack([region_corners(box) for box in boxes]))
-    return Loaded(torch.from_numpy(captioner.scene_cloud(points)), corners, [box.tolist() for box in boxes])
+    cloud = torch.from_numpy(captioner.scene_cloud(points))
+    check_boxes(points, boxes)
+    return Loaded(cloud, corners, [box.tolist() for box in boxes])
 
 
 def _captioned(

@@ -62,7 +62,7 @@ CURVES = {
     "alone": [(0, 2.0)],
     "Rooms / Loss / with": [(step, 2.0) for step in range(9)],
 }
-VOID = {"meta", "link", "img", "path", "rect", "br"}
+VOID = {"meta", "link", "img", "path", "rect", "br", "wbr"}
 
 
 def sample(**changes: Any) -> dict[str, Any]:
@@ -132,13 +132,13 @@ def test_what_is_missing_is_a_dash(tmp_path: Path, missing: str) -> None:
 
 def test_headline_claims_only_what_is_there() -> None:
     assert headline(REPORT) == (
-        "Pointed at a box in a picture, the model names what is there 93.4% of the time; at a box in a room, 81.2%; "
-        "at an object, 87.6%."
+        "Pointed at a box in a generated image, the model names what is there 93.4% of the time; at a box in a generated room, "
+        "81.2%; at a generated object, 87.6%."
     )
     rows = REPORT["rows"]
     alone = {"rows": {"image_region": rows["image_region"]}}
-    assert headline(alone) == "Pointed at a box in a picture, the model names what is there 93.4% of the time."
-    assert headline({"rows": {"pointcloud": rows["pointcloud"]}}).startswith("Pointed at an object, the model")
+    assert headline(alone) == "Pointed at a box in a generated image, the model names what is there 93.4% of the time."
+    assert headline({"rows": {"pointcloud": rows["pointcloud"]}}).startswith("Pointed at a generated object, the model")
     assert "no evaluation of regions yet" in headline({})
 
 
@@ -230,6 +230,22 @@ def test_charts() -> None:
             places = [float(value) for value in re.findall(r"-?[\d.]+", line["smooth"])]
             assert all(-1e-6 <= value <= 100 + 1e-6 for value in places[::2])
     assert charts({}) == []
+
+
+def test_exact_curves_are_not_smoothed_and_stepwise_ones_are_steps() -> None:
+    """A rate that falls at step 50 of 100 from 1 to 0.5: the line falls at once there, and is flat before and after."""
+    rate = [(step, 1.0 if step < 50 else 0.5) for step in range(101)]
+    ramp = [(step, step / 100) for step in range(101)]
+    stepwise, sloping = charts({"Rate / one": rate, "Ramp / one": ramp}, exact=["Rate / one", "Ramp / one"])
+    assert stepwise["lines"][0] == {
+        "name": "one",
+        "last": 0.5,
+        "raw": "",
+        "smooth": "M0.00 0.00L50.00 0.00L50.00 50.00L100.00 50.00L100.00 50.00",
+    }
+    assert sloping["lines"][0]["smooth"].count("L") == 101
+    (smooth,) = charts({"Rate / one": rate})
+    assert smooth["lines"][0]["smooth"].count("L") == 101 and smooth["lines"][0]["raw"]
 
 
 FOLDERS = {  # folder -> what it evaluates

@@ -12,6 +12,7 @@ import torch
 
 from lavis.common.errors import ConfigError
 from lavis.report.run_summary import metric_text, short, size, write_summary
+from tests.browser import browser_page
 from tests.report.test_curves import step, write
 from tests.report.test_report import Balance
 
@@ -63,7 +64,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "loss_itm" not in text  # it is 0 throughout
     # both evaluations of one split in one table, every metric, its interval
     assert text.count("<table>") == 2 and "0.641<small>[0.620, 0.660]</small>" in text and "<td>0.700" in text
-    assert ">num_unreadable</th>" in text and "<td>1,975</td>" in text and "61.500" in text and "no Java" in text
+    assert ">num_<wbr>unreadable</th>" in text and "<td>1,975</td>" in text and "61.500" in text and "no Java" in text
     assert 'href="result/test_epochbest_gallery.html"' in text
     assert re.search(r'checkpoint_best.pth <span class="tag">best</span>', text)
     assert re.search(r'checkpoint_1.pth <span class="tag">last</span>', text) and "<dd>1.2 MB</dd>" in text
@@ -71,6 +72,28 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "arch: &#39;&lt;b&gt;&#39;" in text
     elsewhere = page(run, tmp_path / "pages" / "page.html")
     assert 'href="../my%20%3Crun%3E/result/test_epochbest_gallery.html"' in elsewhere
+
+
+def test_a_rate_that_changes_at_epochs_is_drawn_as_steps(tmp_path: Path) -> None:
+    write(tmp_path, *(step(n, 5 / n, lr=1e-4 if n < 20 else 1e-5) for n in range(1, 40)), {"finished": True, "steps": 39})
+    (line,) = re.findall(r'<h4>learning rate</h4>(?:(?!</figure>).)*class="smooth c1" d="([^"]*)"', page(tmp_path))
+    places = [tuple(map(float, place.split())) for place in line[1:].split("L")]
+    assert len(places) == 5 and places[1][0] == places[2][0] == 50.0  # down at once, at step 20 of 1 to 39
+    assert places[0][1] == places[1][1] < places[2][1] == places[4][1]
+
+
+def test_no_column_is_cut(tmp_path: Path) -> None:
+    names = [*(f"Bleu_{n}" for n in range(1, 5)), "METEOR", "ROUGE_L", "CIDEr", "CIDEr-D", "SPICE"]
+    metrics = {name: 0.123 for name in names} | {f"{name}_ci95": [0.1, 0.2] for name in names}
+    counts = {"agg_metrics": 0.2, "num_samples": 10_752, "num_unreadable": 0, "num_missing": 0, "num_duplicates": 3}
+    evaluations(tmp_path, {"test": metrics | counts, "epoch": "best", "dataset": "coco"})
+    path = write_summary(tmp_path)
+    with browser_page(viewport={"width": 1280, "height": 800}) as shown:
+        for width in (1280, 1024):
+            shown.set_viewport_size({"width": width, "height": 800})
+            shown.goto(path.as_uri())
+            inside, outside = shown.locator(".scroll").evaluate("card => [card.scrollWidth, card.clientWidth]")
+            assert inside <= outside, (width, inside, outside)
 
 
 def test_training_alone_and_evaluations_alone(tmp_path: Path) -> None:

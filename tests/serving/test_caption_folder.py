@@ -52,6 +52,7 @@ def write_list(made: list[Example], path: Path) -> Path:
         {"image": str(picture.path), "boxes": [], "id": "none"},
         {"pointcloud": str(made[2].path)},
         {"pointcloud": str(picture.path), "id": "no cloud"},
+        {"pointcloud": str(room.path), "boxes": [room.boxes[0], [90, 0, 0, 1, 1, 1]], "id": "nothing in it"},
         {"caption": "no file"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -104,8 +105,9 @@ def test_a_list(tool: Any, captioner: Captioner, made: list[Example], tmp_path: 
         "skipped outside: box [90.0, 90.0, 99.0, 99.0] (x1, y1, x2, y2) has no area left",
         "skipped none: boxes: accepted: one list of at least one region",
         "skipped no cloud: ",
-        "skipped rows.jsonl:11: the row names no file; accepted: a path under image or pointcloud",
-        "5 captioned, 0 from before, 6 skipped",
+        "skipped nothing in it: box 2 of 2 (90, 0, 0, 1, 1, 1) holds no point of the cloud",
+        "skipped rows.jsonl:12: the row names no file; accepted: a path under image or pointcloud",
+        "5 captioned, 0 from before, 7 skipped",
     ):
         assert message in err
 

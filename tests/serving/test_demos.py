@@ -119,8 +119,10 @@ def test_an_object(tools: Tools, captioner: Captioner, made: list[Example], name
 def test_a_room(tools: Tools, captioner: Captioner, made: list[Example], name: str, tmp_path: Path) -> None:
     path, boxes, points = made[4].path, made[4].boxes, np.load(made[4].path)
     expected = captioner.caption_cloud_regions(points, boxes)
-    texts = [f"--box={text}" for text in boxes_as_text(boxes)]
-    assert tools(name, path, *texts)[:2] == (0, expected)
+    texts = boxes_as_text(boxes)
+    assert any(text.startswith("-") for text in texts)
+    assert tools(name, path, "--box", *texts)[:2] == (0, expected)
+    assert tools(name, path, *(f"--box={text}" for text in texts))[:2] == (0, expected)
     (tmp_path / "boxes.json").write_text(json.dumps([boxes[0], {"box": [*boxes[1], 0.0]}, *boxes[2:]]))
     assert tools(name, path, "--json", tmp_path / "boxes.json")[1] == expected
     low, high = (np.array(boxes[0])[:3] + sign * np.array(boxes[0])[3:] / 2 for sign in (-1, 1))
@@ -141,6 +143,7 @@ def test_files_that_are_none(tools: Tools, made: list[Example], tmp_path: Path) 
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:2000])
     (tmp_path / "text.npy").write_text("no cloud")
+    np.save(tmp_path / "three.npy", np.eye(3))
     (tmp_path / "regions.json").write_text('{"circles": []}')
     (tmp_path / "broken.json").write_text("[[1, 2,")
     box = ["--box", "0,0,9,9"]
@@ -154,13 +157,18 @@ def test_files_that_are_none(tools: Tools, made: list[Example], tmp_path: Path) 
         (["demo_image.py", picture, "--question", " "], "the question is empty"),
         (["demo_image_region.py", picture], "no region is given; accepted: --boxes, --json"),
         (["demo_image_region.py", picture, "--boxes", "1,2,x,4"], "--boxes '1,2,x,4'; accepted: numbers with commas"),
-        (["demo_image_region.py", picture, "--boxes", "1,2,3"], "box [1.0, 2.0, 3.0] is not 4 finite numbers"),
+        (["demo_image_region.py", picture, "--boxes", "1,2,3"], "--boxes 1,2,3 has 3 numbers; accepted: x1,y1,x2,y2 for"),
         (["demo_image_region.py", picture, "--boxes", "90,90,99,99"], "has no area left in a picture of 84 x 84 pixels"),
         (["demo_image_region.py", picture, "--json", tmp_path / "regions.json"], "regions.json: accepted: a list of regions"),
         (["demo_image_region.py", picture, "--json", tmp_path / "broken.json"], "broken.json is not a whole JSON file"),
         (["demo_pointcloud.py", tmp_path / "text.npy"], "text.npy: it is no .npy file; accepted: a .npy file of finite numbers"),
         (["demo_pointcloud.py", picture], "scene_1.png: .png says no format of clouds; accepted: .npy, .npz, .ply, .pcd"),
-        (["demo_pointcloud_region.py", cloud, *box], "box [0.0, 0.0, 9.0, 9.0]; accepted: cx, cy, cz, dx, dy, dz"),
+        (["demo_pointcloud.py", tmp_path / "three.npy"], "the cloud has points at 3 places, too few to show anything"),
+        (
+            ["demo_pointcloud_region.py", cloud, "--box", "90,0,0,1,1,1"],
+            "the box (90, 0, 0, 1, 1, 1) holds no point of the cloud",
+        ),
+        (["demo_pointcloud_region.py", cloud, *box], "--boxes 0,0,9,9 has 4 numbers; accepted: cx,cy,cz,dx,dy,dz[,heading]"),
     ):
         code, lines, err = tools(*arguments)  # type: ignore[arg-type]
         assert (code, lines) == (1, []), arguments

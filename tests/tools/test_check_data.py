@@ -48,7 +48,7 @@ def test_what_a_run_would_skip_is_told_and_may_be_tolerated(
     assert "PROBLEM  general_box_caption, train: 148 rows, 147 samples, 147 looked at" in said
     assert "1 x missing image" in said and "Refcoco_train.json[0]: missing image: " in said
     assert "ok       coco_caption, train" in said
-    assert said.splitlines()[-1].startswith("not well: 0 errors; 2 of 4 splits and 0 of 2 model files are not")
+    assert said.splitlines()[-1].startswith("not well: problems in 2 of 4 splits (") and "ERROR" not in said
     found = {
         f"{split['dataset']}/{split['split']}": split for split in json.loads((tmp_path / "check.json").read_text())["splits"]
     }
@@ -76,7 +76,18 @@ def test_files_of_the_model_and_keys_of_the_run(folder: Path, tmp_path: Path, ca
     said = capsys.readouterr().out
     assert "ERROR    Unknown run.task_order 'sequentially'. Did you mean 'sequential'" in said
     assert f"ERROR    model.pretrained {tmp_path / 'gone.pth'}: no file" in said
-    assert "not well: 1 errors; 0 of 4 splits and 1 of 3 model files are not" in said
+    assert said.splitlines()[-1].startswith("not well: 2 errors (") and said.count("ERROR ") == 2
+    plain["run"]["task_order"] = "sequential"
+    path.write_text(yaml.safe_dump(plain))
+    assert main(["--cfg-path", str(path), "--workers", "0", "--limit", "2"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("not well: 1 error (")  # a file of the model alone
+    del plain["model"]["pretrained"]
+    plain["model"]["load_pretrained"] = False
+    plain["datasets"]["general_box_caption"]["build_info"]["annotations"]["test"]["storage"] = str(tmp_path / "gone.json")
+    path.write_text(yaml.safe_dump(plain))
+    assert main(["--cfg-path", str(path), "--workers", "0", "--limit", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "ERROR    general_box_caption, test: 0 rows" in said and said.splitlines()[-1].startswith("not well: 1 error (")
     plain["run"]["task_ordr"] = "x"
     path.write_text(yaml.safe_dump(plain))
     assert main(["--cfg-path", str(path)]) == 2 and "task_ordr" in capsys.readouterr().err

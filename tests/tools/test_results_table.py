@@ -46,7 +46,8 @@ def rows_of(text: str) -> dict[str, dict[str, dict[str, str]]]:
 
 def test_ours_beside_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = run(tmp_path / "refcoco", CAPTIONS)
-    two = run(tmp_path / "objaverse", {**CAPTIONS, "CIDEr": 1.1}, dataset="pointcloud_caption")
+    cap3d = "data/Cap3D/Cap3D_automated_Objaverse_test.txt"
+    two = run(tmp_path / "objaverse", {**CAPTIONS, "CIDEr": 1.1}, dataset="pointcloud_caption", storage=cap3d)
     t5 = {"arch": "regionblip_t5", "opt_model": None, "t5_model": "/weights/flan-t5-xl/"}
     three = run(tmp_path / "t5", CAPTIONS, storage=["x/refcocog/Refcoco_val.json"], **t5)
     found = rows_of(printed(capsys, one, two / "evaluate.txt", three))
@@ -84,6 +85,33 @@ def test_published_numbers_stand_only_where_they_belong(tmp_path: Path, capsys: 
     assert ours["general_box_caption test"].startswith("64.1")
     for name in ("RegionBLIP my-opt", "RegionBLIP OPT-2.7B, no position", "BLIP-2 OPT-2.7B"):
         assert cider[name]["RefCOCO test"].startswith("64.1") and cider[name]["RefCOCO test (theirs)"] == "-"
+
+
+def test_generated_and_own_data_have_columns_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The quickstart's clouds and images are no Objaverse, ScanNet and COCO, wherever they lie; ScanRefer's own files are."""
+    toy = "output/quickstart/data/annotations"
+    runs = [
+        run(tmp_path / "a", CAPTIONS, dataset="pointcloud_caption", storage=f"{toy}/cap3d_test.txt"),
+        run(tmp_path / "b", CAPTIONS, dataset="pointcloud_caption", storage="elsewhere/cap3d_test.txt", opt_model="my-opt"),
+        run(tmp_path / "c", CAPTIONS, dataset="coco_caption", storage=f"{toy}/coco_karpathy_test.json"),
+        run(
+            tmp_path / "d", {**CAPTIONS, "CIDEr": 0.5}, dataset="coco_caption", storage="coco/annotations/coco_karpathy_test.json"
+        ),
+    ]
+    for name, file in (("e", "ScanRefer_test.json"), ("f", "ScanRefer_filtered_val.json")):
+        folder = run(tmp_path / name, CAPTIONS)
+        split = "val" if "val" in file else "test"
+        block = {"annotations": {split: {"scanner_file": f"x/{file}"}}}
+        config = {"model": {"arch": "regionblip_opt", "opt_model": "facebook/opt-2.7b"}, "datasets": {"scannet_refer": block}}
+        (folder / "config_evaluate.yaml").write_text(yaml.safe_dump(config))
+        (folder / "evaluate.txt").write_text(json.dumps({split: CAPTIONS, "epoch": 1, "dataset": "scannet_refer"}) + "\n")
+        runs.append(folder)
+    cider = rows_of(printed(capsys, *runs))["CIDEr x 100"]
+    ours = cider["RegionBLIP OPT-2.7B"]
+    assert ours["Objaverse test"] == "-" and cider["RegionBLIP my-opt"]["Objaverse test"] == "-"
+    assert ours["pointcloud_caption test"].startswith("64.1") and "pointcloud_caption test (theirs)" not in ours
+    assert ours["coco_caption test"].startswith("64.1") and ours["COCO test"].startswith("50.0")
+    assert ours["scannet_refer test"].startswith("64.1") and ours["ReferScanNet val"].startswith("64.1")
 
 
 def test_the_last_line_counts_and_a_second_run_gets_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

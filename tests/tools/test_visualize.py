@@ -58,6 +58,15 @@ def test_regions_of_a_cloud(cloud: Path) -> None:
     corners.write_text(json.dumps([box_corners(BOX).tolist()]))
     assert (drawn(cloud, "--corners", corners, "--as-published") == expected).all()
     assert (drawn(cloud, "--corners", corners) != expected).any()
+    for given in (
+        ["--box", ",".join(map(str, BOX))],
+        ["--box", "0,0.5,0,1,0.5,2,0.0"],
+        ["--boxes=0 0.5 0 1 0.5 2"],
+    ):
+        assert (drawn(cloud, *given) == expected).all()
+    behind = drawn(cloud, "--box=-0.5,0.5,0,1,0.5,2", "--box=0,-0.5,0,1,0.5,2")
+    assert (drawn(cloud, "--box", "-0.5,0.5,0,1,0.5,2", "0,-0.5,0,1,0.5,2") == behind).all()
+    assert (drawn(cloud, "--box", "-0.5", *map(str, BOX[1:]), "--box", "0", "-.5", *map(str, BOX[2:])) == behind).all()
     write_scene(cloud.parent / "scenes", "s1_00", np.c_[POINTS, np.zeros((300, 6))], np.array([[*BOX, 5, 7]]))
     assert (drawn(cloud.parent / "scenes", "--object", "s1_00_7") == expected).all()
 
@@ -74,7 +83,10 @@ def test_regions_of_a_cloud(cloud: Path) -> None:
         (["visualize_cloud_region", "cloud.npy", "--corners", "[[1, 2"], "accepted: 8 corners [x, y, z] as JSON"),
         (["visualize_cloud_region", ".", "--object", "scene"], "--object scene; accepted: <scene>_<object id>"),
         (["visualize_cloud_region", ".", "--object", "s_00_1"], "missing boxes of a scene"),
-        (["visualize_image_region", "photo.png", "--boxes", "1", "2", "3"], "--boxes has 3 numbers; accepted: 4 per box"),
+        (
+            ["visualize_image_region", "photo.png", "--boxes", "1", "2", "3"],
+            "--boxes 1,2,3 has 3 numbers; accepted: x1,y1,x2,y2 for each box",
+        ),
         (["visualize_image_region", "photo.png", "--boxes", "5", "5", "5", "9"], "has no area in a picture of 60 x 40"),
         (["visualize_image_region", "photo.png", "--boxes", "0", "0", "9", "9", "--labels", "a", "b"], "2 labels for 1 boxes"),
         (["visualize_image_region", "cloud.npy", "--boxes", "0", "0", "9", "9"], "cannot identify image file"),
@@ -111,6 +123,8 @@ def test_boxes_on_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         tool.run("visualize_image_region", *arguments, "--xywh", "--boxes", "100", "200", "200", "180", "0", "0", "50", "50") == 0
     )
     assert (png(out) == marked).all()
+    assert tool.run("visualize_image_region", *arguments, "--boxes", "100,200,300,380", "-9,-9,50,50") == 0
+    assert (png(out)[200:] == marked[200:]).all()
     Image.new("RGB", (60, 40), "white").save(tmp_path / "small.png")
     assert tool.run("visualize_image_region", tmp_path / "small.png", "--boxes", "0", "0", "9", "9", "-o", out) == 0
     assert png(out).shape == (320, 480, 3)
