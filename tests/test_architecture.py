@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,16 @@ def test_no_file_is_too_long_and_none_imports_all() -> None:
         if any(name.endswith(".*") for name in imported(ast.parse(text))):
             wrong.append(f"{path.relative_to(ROOT)}: star import")
     assert wrong == []
+
+
+def test_names_differ_by_more_than_case() -> None:
+    """A clone on a file system that ignores case keeps every file: a.py and A.py are one there."""
+    said = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    names = [name for name in said.split("\0") if name and (ROOT / name).exists()] or [
+        str(path.relative_to(ROOT)) for path in ROOT.glob("*/**/*")
+    ]
+    counts = Counter(name.lower() for name in names)
+    assert len(names) > 100 and [name for name in names if counts[name.lower()] > 1] == []
 
 
 def test_the_library_neither_prints_nor_exits() -> None:
