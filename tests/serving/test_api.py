@@ -124,7 +124,7 @@ def test_large_bodies_are_refused_declared_or_not(client: TestClient) -> None:
 
     streamed = client.post("/api/caption_image", content=endless(), headers={"content-type": "multipart/form-data; boundary=x"})
     assert streamed.status_code == 413 and f"{MEGABYTES} MB" in streamed.json()["error"]
-    assert client.get("/api/nothing").json() == {"error": "Not Found"}
+    assert client.get("/api/nothing").json() == {"error": "there is no such route; GET /api says what there is"}
 
 
 def test_a_fault_of_ours_is_not_told_in_detail(client: TestClient) -> None:
