@@ -19,7 +19,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lavis import __version__
 from lavis.serving.desk import Busy, Desk
-from lavis.serving.uploads import MAX_BOXES, MAX_POINTS, MEGABYTES, check_boxes, check_question, read_picture, read_points
+from lavis.serving.uploads import (
+    MAX_BOXES,
+    MAX_POINTS,
+    MEGABYTES,
+    check_boxes,
+    check_points_in,
+    check_question,
+    read_picture,
+    read_points,
+)
 
 MANUAL = Path(__file__).parent / "static" / "http_api.md"
 FORM_BYTES = 100_000  # of a request beyond its file
@@ -173,6 +182,7 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
         """{"captions"} of boxes [[cx, cy, cz, dx, dy, dz], ...] in the unit and axes of a cloud."""
         checked = check_boxes(boxes, numbers=6)
         points = read_points(file.file.read(), named(file))
+        check_points_in(points, checked)
         with desk.turn() as captioner:
             return {"captions": captioner.caption_cloud_regions(points, checked)}
 

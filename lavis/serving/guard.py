@@ -47,7 +47,11 @@ class Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware. calls: how many values each function of the page takes. host: what `--host` says. token: what /api asks for in `Authorization: Bearer`; None: nothing."""
+    """ASGI middleware.
+
+    calls: how many values each function of the page takes. host: what `--host` says. token: what /api asks for in
+    `Authorization: Bearer`; None: nothing.
+    """
 
     def __init__(self, app: ASGIApp, *, calls: Mapping[int, int], host: str, token: str | None) -> None:
         self.app, self.calls, self.host, self.token = app, calls, host.lower(), token
