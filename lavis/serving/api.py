@@ -7,6 +7,7 @@ taken; ask again) or 500 (our fault; the log has the traceback).
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +19,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lavis import __version__
 from lavis.serving.desk import Busy, Desk
-from lavis.serving.uploads import MAX_BOXES, MAX_POINTS, MEGABYTES, check_boxes, check_question, read_picture, read_points
+from lavis.serving.uploads import (
+    MAX_BOXES,
+    MAX_POINTS,
+    MEGABYTES,
+    check_boxes,
+    check_points_in,
+    check_question,
+    read_picture,
+    read_points,
+)
 
 MANUAL = Path(__file__).parent / "static" / "http_api.md"
 FORM_BYTES = 100_000  # of a request beyond its file
+UPLOAD_SECONDS = 120.0  # for a request's body
 Upload = Annotated[UploadFile, File(description="the picture or the cloud")]
 BoxesField = Annotated[str, Form(description="JSON, a list of boxes")]
 
@@ -30,25 +41,38 @@ class TooLarge(ValueError):
     """A request whose body is larger than any that is read."""
 
 
-class BodyLimit:
-    """ASGI middleware: requests under /api/ with larger bodies are refused before they are read to the end."""
+class TooSlow(ValueError):
+    """A request whose body does not end."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+
+class BodyLimit:
+    """ASGI middleware: bodies that are larger, or that take longer, are refused before they are read to the end."""
+
+    def __init__(self, app: ASGIApp, *, seconds: float = UPLOAD_SECONDS) -> None:
+        self.app, self.seconds = app, seconds
         self.most = int(MEGABYTES * 1e6) + FORM_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/api/"):
+        if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
         refusal = JSONResponse({"error": f"the request is too large; accepted: files up to {MEGABYTES} MB"}, 413)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.most:
             return await refusal(scope, receive, send)
-        seen, started = 0, False
+        seen, started, ended, slow = 0, False, False, False
+        deadline = asyncio.get_running_loop().time() + self.seconds
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, ended, slow, refusal
+            if ended:
+                return await receive()  # waits for the end of the connection, however long the answer takes
+            try:
+                message = await asyncio.wait_for(receive(), deadline - asyncio.get_running_loop().time())
+            except asyncio.TimeoutError as error:
+                slow, words = True, f"the upload took longer than {self.seconds:.0f} s"
+                refusal = JSONResponse({"error": words}, 408, {"Connection": "close"})
+                raise TooSlow from error
+            ended = not message.get("more_body")
             seen += len(message.get("body", b""))
             if seen > self.most:
                 raise TooLarge
@@ -56,7 +80,7 @@ class BodyLimit:
 
         async def noted(message: Message) -> None:
             nonlocal started
-            if seen <= self.most:
+            if seen <= self.most and not slow:
                 started = True
                 await send(message)
             elif not started:  # what the routes say of a body that was cut off is not the reason
@@ -65,7 +89,7 @@ class BodyLimit:
 
         try:
             await self.app(scope, counted, noted)
-        except TooLarge:
+        except (TooLarge, TooSlow):
             if not started:
                 await refusal(scope, receive, send)
 
@@ -118,7 +142,9 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
     def info() -> dict[str, Any]:
         """Which checkpoint is served, what it knows, and the limits."""
         limits = {"megabytes": MEGABYTES, "points": MAX_POINTS, "boxes": MAX_BOXES, "waiting": desk.places}
-        return {"checkpoint": str(desk.captioner.checkpoint), "description": desk.captioner.description, "limits": limits}
+        path = desk.captioner.checkpoint
+        name = "/".join(path.parts[-3:])  # where it lies on this machine is told to nobody
+        return {"checkpoint": name, "description": desk.captioner.description.replace(str(path), name), "limits": limits}
 
     @app.post("/api/caption_image")
     def caption_image(file: Upload) -> dict[str, str]:
@@ -156,8 +182,14 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
         """{"captions"} of boxes [[cx, cy, cz, dx, dy, dz], ...] in the unit and axes of a cloud."""
         checked = check_boxes(boxes, numbers=6)
         points = read_points(file.file.read(), named(file))
+        check_points_in(points, checked)
         with desk.turn() as captioner:
             return {"captions": captioner.caption_cloud_regions(points, checked)}
+
+    @app.api_route("/api/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
+    def nothing(rest: str) -> None:
+        """Other routes below /api; without this gradio's page would answer them in its own form."""
+        raise HTTPException(404, "there is no such route; GET /api says what there is")
 
 
 def named(file: UploadFile) -> str:

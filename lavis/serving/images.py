@@ -36,7 +36,9 @@ def open_image(source: Source, name: str | None = None, *, max_pixels: int = MAX
         return ImageOps.exif_transpose(image).convert("RGB")
     except ImageFileError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:  # Pillow looks at the size before we can
+        raise ImageFileError(f"{name}: the image has too many pixels; accepted: at most {max_pixels} in all") from error
+    except UnidentifiedImageError as error:
         raise ImageFileError(f"{name}: it is no picture that can be read; accepted: {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's readers raise a dozen kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

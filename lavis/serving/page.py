@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -23,7 +22,7 @@ from lavis.common.errors import ConfigError
 from lavis.serving import payloads
 from lavis.serving.desk import Busy, Desk
 from lavis.serving.examples import Example
-from lavis.serving.uploads import MEGABYTES, check_boxes, check_question, read_picture, read_points
+from lavis.serving.uploads import MEGABYTES, check_boxes, check_points_in, check_question, read_picture, read_points, upload_path
 
 logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
@@ -82,12 +81,9 @@ class Files:
         """Path, name to show, and example of a source. Only uploads and examples have one: a path elsewhere is refused."""
         if not isinstance(source, dict):
             raise ConfigError("No file is open yet. Open one, or choose an example.")
-        if (example := self.examples.get(str(source.get("example")))) is not None:
+        if set(source) == {"example"} and (example := self.examples.get(str(source["example"]))) is not None:
             return example.path, example.path.name, example
-        path = Path(str(source.get("path"))).resolve()
-        uploads = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
-        if not path.is_relative_to(uploads) or not path.is_file():
-            raise ConfigError("This file is no longer on the server. Open it again.")
+        path = upload_path(str(source["path"]) if set(source) == {"path", "name"} else "")
         return path, path.name, None
 
 
@@ -183,7 +179,7 @@ def picture_tab(desk: Desk, files: Files) -> None:
         _, name, example = files.find(value["source"])
         boxes = example.boxes if example else []
         shown = payloads.picture(picture_of(value))
-        return ({"opened": {"source": value["source"], "name": name, "boxes": boxes, **shown}},)
+        return ({"opened": {"name": name, "boxes": boxes, **shown}},)
 
     def caption_regions(value: Any) -> tuple[Any, ...]:
         boxes, image = check_boxes(value["boxes"], numbers=4), picture_of(value)
@@ -239,7 +235,7 @@ def cloud_tab(desk: Desk, files: Files) -> None:
         _, name, example = files.find(value["source"])
         points = points_of(value)
         shown = payloads.cloud(points, example)
-        return {"opened": {"source": value["source"], "name": name, **shown}}, *moved(points, shown["box"])
+        return {"opened": {"name": name, **shown}}, *moved(points, shown["box"])
 
     def pick(value: Any, event: gr.EventData) -> list[Any]:
         box = check_boxes([event.box], numbers=6)[0]
@@ -252,6 +248,7 @@ def cloud_tab(desk: Desk, files: Files) -> None:
 
     def caption_region(value: Any) -> tuple[str, Any]:
         points, boxes = points_of(value), check_boxes([value["box"]], numbers=6)
+        check_points_in(points, boxes)
         with desk.turn() as captioner:
             text = captioner.caption_cloud_regions(points, boxes)[0]
         return text, gr.HTML(named={"box": boxes[0], "text": text})

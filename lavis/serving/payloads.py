@@ -34,7 +34,7 @@ def header(captioner: Captioner) -> str:
     facts = f"{captioner.model.cfg.arch}, {size} parameters, knows {', '.join(map(kind_of, captioner.modalities))}"
     limits = QUICKSTART if of_quickstart(captioner) else ""
     return f"""<header class="rb-head"><h1>Captions of regions, images and point clouds</h1><p>{limits}</p>
-<p class="rb-served"><b>Served checkpoint</b> <code title="{html.escape(str(captioner.checkpoint), quote=True)}">
+<p class="rb-served"><b>Served checkpoint</b> <code>
 {html.escape("/".join(captioner.checkpoint.parts[-3:]))}</code> {html.escape(facts)}</p></header>"""
 
 

@@ -43,9 +43,12 @@ def _end(*_: Any) -> None:
     raise SystemExit(0)
 
 
-def serve(captioner: Captioner, folder: Path | None, *, listener: socket.socket, ready: Callable[[], None]) -> None:
+def serve(
+    captioner: Captioner, folder: Path | None, *, listener: socket.socket, ready: Callable[[], None], host: str = "127.0.0.1",
+    token: str | None = None,
+) -> None:  # fmt: skip
     """Serve until the process is told to end, with the examples of `folder`, or generated ones. `ready` is called when the page
-    answers."""
+    answers; `host` and `token` as in `build_application`."""
     with own_folder() as own:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(own / "uploads"))  # read when gradio is imported
         import uvicorn
@@ -53,7 +56,7 @@ def serve(captioner: Captioner, folder: Path | None, *, listener: socket.socket,
         from lavis.serving.application import build_application
 
         shown = files_of(folder) if folder else examples(own / "examples")
-        app = build_application(captioner, shown, address=listener.getsockname()[:2])
+        app = build_application(captioner, shown, address=listener.getsockname()[:2], host=host, token=token)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
         ready()
         server.run(sockets=[listener])

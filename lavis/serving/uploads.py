@@ -6,9 +6,9 @@ Every refusal is a ConfigError (a ValueError) whose message can be shown as it i
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -22,10 +22,26 @@ from lavis.serving.images import open_image
 MEGABYTES = 20  # of an uploaded file
 MAX_PIXELS = 25_000_000  # of an uploaded picture
 MAX_POINTS = 1_000_000  # of an uploaded cloud
+LEAST_POINTS = 8  # of an uploaded cloud: fewer show no shape
 MAX_BOXES = 32  # of one request
+LARGEST = 1e30  # of a number of a box
 MAX_WORDS = 64  # of a question
 
 Source = str | os.PathLike[str] | bytes | IO[bytes]
+
+
+def upload_path(path: str) -> Path:
+    """The file of an upload: an absolute path below the folder of uploads, symbolic links resolved. ConfigError for any other,
+    which never says whether there is such a file, nor repeats its name."""
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    try:
+        resolved = Path(path).resolve()
+        usable = Path(path).is_absolute() and resolved.is_relative_to(uploads) and resolved.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long a name, a null byte, a circle of links
+        usable = False
+    if not usable:
+        raise ConfigError("This file is no longer on the server. Open it again.")
+    return resolved
 
 
 def read_picture(source: Source, name: str) -> Image:
@@ -35,7 +51,19 @@ def read_picture(source: Source, name: str) -> Image:
 
 def read_points(source: Source, name: str) -> NDArray[np.float32]:
     """A cloud [N, 3 or 6] within the limits."""
-    return read_cloud(source, name, max_points=MAX_POINTS)
+    points = read_cloud(source, name, max_points=MAX_POINTS)
+    if len(points) < LEAST_POINTS:
+        raise ConfigError(f"{name}: the cloud has {len(points)} points; accepted: at least {LEAST_POINTS}")
+    return points
+
+
+def check_points_in(points: NDArray[np.float32], boxes: Sequence[Sequence[float]]) -> None:
+    """ConfigError for the first box (cx, cy, cz, dx, dy, dz) that holds no point of a cloud [N, 3 or 6]."""
+    for box in boxes:
+        centre, size = np.array(box[:3]), np.array(box[3:])
+        if not (np.abs(points[:, :3] - centre) <= size / 2).all(axis=1).any():
+            low, high = points[:, :3].min(axis=0).round(3).tolist(), points[:, :3].max(axis=0).round(3).tolist()
+            raise ConfigError(f"box {str(list(box))[:80]} holds no point of the cloud, which reaches from {low} to {high}")
 
 
 def check_boxes(boxes: Any, *, numbers: int) -> list[list[float]]:
@@ -44,8 +72,8 @@ def check_boxes(boxes: Any, *, numbers: int) -> list[list[float]]:
     if isinstance(boxes, str | bytes):
         try:
             boxes = json.loads(boxes)
-        except ValueError as error:
-            raise ConfigError(f"boxes are no JSON ({error}); {accepted}") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"boxes are no JSON ({str(error)[:80]}); {accepted}") from error
     if not isinstance(boxes, Sequence) or not 1 <= len(boxes) <= MAX_BOXES:
         raise ConfigError(f"boxes {str(boxes)[:80]}; {accepted}")
     return [_box(box, numbers, accepted) for box in boxes]
@@ -53,7 +81,7 @@ def check_boxes(boxes: Any, *, numbers: int) -> list[list[float]]:
 
 def _box(box: Any, numbers: int, accepted: str) -> list[float]:
     plain = isinstance(box, Sequence) and not isinstance(box, str) and len(box) == numbers
-    if not plain or not all(type(value) in (int, float) and math.isfinite(value) for value in box):
+    if not plain or not all(type(value) in (int, float) and abs(value) < LARGEST for value in box):
         raise ConfigError(f"box {str(box)[:80]}; {accepted}")
     if numbers == 6 and min(box[3:]) <= 0:
         raise ConfigError(f"box {str(box)[:80]} has no volume; accepted: sizes above 0")

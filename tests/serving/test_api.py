@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,28 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(client: T
     assert status == 400 and f"{side} x {side} pixels; accepted: at most {MAX_PIXELS}" in reply["error"]
 
 
+def test_a_cloud_that_shows_nothing_is_refused(client: TestClient) -> None:
+    def cloud(count: int) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, np.random.RandomState(0).rand(count, 3))
+        return stream.getvalue()
+
+    status, reply = post(client, "caption_cloud", cloud(3), "few.npy")
+    assert status == 400 and "few.npy: the cloud has 3 points" in reply["error"]
+    status, reply = post(
+        client, "caption_cloud_regions", cloud(20), "c.npy", boxes="[[0.5, 0.5, 0.5, 1, 1, 1], [9, 9, 9, 1, 1, 1]]"
+    )
+    assert status == 400 and "box [9.0, 9.0, 9.0, 1.0, 1.0, 1.0] holds no point of the cloud" in reply["error"]
+
+
+def test_a_size_that_pillow_refuses_itself_is_named(client: TestClient) -> None:
+    chunk = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    content = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    content += (1).to_bytes(4, "big") + b"IDAT" + bytes(5)
+    status, reply = post(client, "caption_image", content)
+    assert status == 400 and "too many pixels; accepted: at most" in reply["error"]
+
+
 def test_a_missing_field_is_named(client: TestClient) -> None:
     reply = client.post("/api/caption_regions", files={"file": ("a.png", png())})
     assert reply.status_code == 422 and reply.json()["error"].startswith("field boxes")
@@ -124,7 +147,7 @@ def test_large_bodies_are_refused_declared_or_not(client: TestClient) -> None:
 
     streamed = client.post("/api/caption_image", content=endless(), headers={"content-type": "multipart/form-data; boundary=x"})
     assert streamed.status_code == 413 and f"{MEGABYTES} MB" in streamed.json()["error"]
-    assert client.get("/api/nothing").json() == {"error": "Not Found"}
+    assert client.get("/api/nothing").json() == {"error": "there is no such route; GET /api says what there is"}
 
 
 def test_a_fault_of_ours_is_not_told_in_detail(client: TestClient) -> None:

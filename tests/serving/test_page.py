@@ -29,12 +29,14 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
 
 
 def test_only_uploads_and_examples_are_read(files: Files, tmp_path: Path) -> None:
-    assert files.find({"path": str(tmp_path / "uploads/a.png")})[1] == "a.png"
+    assert files.find({"path": str(tmp_path / "uploads/a.png"), "name": "a.png"})[1] == "a.png"
     assert files.find({"example": "example.png"})[0] == tmp_path / "example.png"
     for source in (
-        {"path": str(tmp_path / "own.png")},
-        {"path": str(tmp_path / "uploads/../own.png")},
-        {"path": "/etc/passwd"},
+        {"path": str(tmp_path / "own.png"), "name": "a"},
+        {"path": str(tmp_path / "uploads/a.png")},
+        {"path": "uploads/a.png", "name": "a"},
+        {"path": str(tmp_path / "uploads/../own.png"), "name": "a"},
+        {"path": "/etc/passwd", "name": "a"},
         {"example": "../own.png"},
         {},
         None,
@@ -43,7 +45,7 @@ def test_only_uploads_and_examples_are_read(files: Files, tmp_path: Path) -> Non
             files.find(source)
     (tmp_path / "uploads/link.png").symlink_to(tmp_path / "own.png")
     with pytest.raises(ConfigError):
-        files.find({"path": str(tmp_path / "uploads/link.png")})
+        files.find({"path": str(tmp_path / "uploads/link.png"), "name": "a"})
 
 
 def test_errors_are_told_and_faults_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,7 @@
 // The cloud tab: a file to a turnable view, with the box that the sliders set. Runs behind shared.js and cloud_view.js.
 //
 // sent        {source, box}: box is cx, cy, cz, dx, dy, dz in the cloud's unit and axes
-// answered    {opened: {source, name, count, shown, points, colours, up, box, boxes}}; points and colours in base64
+// answered    {opened: {name, count, shown, points, colours, up, box, boxes}}; points and colours in base64
 // props.named {box, text}: the caption of a box, shown at it
 const view = new CloudView(find(".rb-canvas")), chips = find(".rb-chips");
 let source = null;
@@ -21,7 +21,7 @@ function setBox(box) {
 }
 
 function opened(cloud) {
-  source = cloud.source;
+  source = requests.source;
   stage.classList.remove("rb-empty");
   view.show({
     points: new Float32Array(bytes(cloud.points).buffer),

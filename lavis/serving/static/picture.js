@@ -1,7 +1,7 @@
 // The image tab: boxes drawn on a picture, each with the caption that the server sends back. Runs behind shared.js.
 //
 // sent       {source, boxes, box}: corners in pixels of the picture; box is the chosen one
-// answered   {opened: {source, name, width, height, url}} or {captions}, in the order of the boxes
+// answered   {opened: {name, width, height, url}} or {captions}, in the order of the boxes
 const COLOURS = ["#c2255c", "#1864ab", "#2b7a33", "#b8430a", "#6741d9", "#0b6e82", "#8a5a00", "#495057"];
 const PATIENCE = 5; // pixels of the screen that a click may slip; what moves further is a drag
 const SMALLEST = 1; // pixel of the picture, the least side of a box
@@ -25,7 +25,7 @@ function askForCaptions() {
 }
 
 function opened(picture) {
-  Object.assign(state, { source: picture.source, width: picture.width, height: picture.height, boxes: [], chosen: null, next: 1 });
+  Object.assign(state, { source: requests.source, width: picture.width, height: picture.height, boxes: [], chosen: null, next: 1 });
   image.src = picture.url;
   image.alt = picture.name;
   image.hidden = false;

@@ -7,7 +7,7 @@
 // props.setup   {examples: [{name, title, url}], megabytes}
 const find = (selector) => element.querySelector(selector);
 const stage = find(".rb-stage"), status = find(".rb-status"), chooser = find(".rb-file");
-const requests = { count: 0, waiting: null };
+const requests = { count: 0, waiting: null, source: null }; // source: of the file that is being opened
 
 function say(message, kind) {
   status.textContent = message;
@@ -45,6 +45,7 @@ element.closest(".block").addEventListener("rb-failed", () => {
 
 function open(source) {
   say("Opening…", "rb-busy");
+  requests.source = source;
   send("open", { source });
 }
 
