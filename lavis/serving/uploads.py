@@ -22,7 +22,6 @@ from lavis.serving.images import open_image
 MEGABYTES = 20  # of an uploaded file
 MAX_PIXELS = 25_000_000  # of an uploaded picture
 MAX_POINTS = 1_000_000  # of an uploaded cloud
-LEAST_POINTS = 8  # of an uploaded cloud: fewer show no shape
 MAX_BOXES = 32  # of one request
 LARGEST = 1e30  # of a number of a box
 MAX_WORDS = 64  # of a question
@@ -52,18 +51,7 @@ def read_picture(source: Source, name: str) -> Image:
 def read_points(source: Source, name: str) -> NDArray[np.float32]:
     """A cloud [N, 3 or 6] within the limits."""
     points = read_cloud(source, name, max_points=MAX_POINTS)
-    if len(points) < LEAST_POINTS:
-        raise ConfigError(f"{name}: the cloud has {len(points)} points; accepted: at least {LEAST_POINTS}")
     return points
-
-
-def check_points_in(points: NDArray[np.float32], boxes: Sequence[Sequence[float]]) -> None:
-    """ConfigError for the first box (cx, cy, cz, dx, dy, dz) that holds no point of a cloud [N, 3 or 6]."""
-    for box in boxes:
-        centre, size = np.array(box[:3]), np.array(box[3:])
-        if not (np.abs(points[:, :3] - centre) <= size / 2).all(axis=1).any():
-            low, high = points[:, :3].min(axis=0).round(3).tolist(), points[:, :3].max(axis=0).round(3).tolist()
-            raise ConfigError(f"box {str(list(box))[:80]} holds no point of the cloud, which reaches from {low} to {high}")
 
 
 def check_boxes(boxes: Any, *, numbers: int) -> list[list[float]]:
