@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 __version__ = "0.1.0"
 
 OTHER = "salesforce-lavis"
+NEEDED = ("torch", "transformers", "omegaconf")  # an environment that lacks one of them is another than ours
 
 
 class PackageClashWarning(UserWarning):
@@ -50,5 +51,18 @@ def _is_ours(package: Path) -> bool:
     return os.path.isfile(package / "common" / "modalities.py")
 
 
+def find_missing() -> str | None:
+    """What to do where this Python lacks what lavis needs, most often because no environment is activated; else None."""
+    missing = [name for name in NEEDED if util.find_spec(name) is None]
+    if not missing:
+        return None
+    return (
+        f"{sys.executable} has no {', '.join(missing)}, which lavis needs. In a checkout `make install` puts all into .venv: run "
+        "`source .venv/bin/activate`, or .venv/bin/python in place of python. Elsewhere: `pip install .` in the checkout"
+    )
+
+
+if _missing := find_missing():
+    raise ModuleNotFoundError(_missing)
 if _clash := find_clash():
     warnings.warn(_clash, PackageClashWarning, stacklevel=2)

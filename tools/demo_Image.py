@@ -5,7 +5,9 @@ python tools/demo_Image.py photo.jpg --question "what is on the left?" --checkpo
 """
 
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where lavis is not installed, it says what to do
 from lavis.serving.cli import image_demo, run
 
 if __name__ == "__main__":

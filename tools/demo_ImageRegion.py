@@ -9,7 +9,9 @@ Boxes are x1,y1,x2,y2 in pixels. A JSON file holds a list of boxes, or of object
 """
 
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where lavis is not installed, it says what to do
 from lavis.serving.cli import image_region_demo, run
 
 if __name__ == "__main__":

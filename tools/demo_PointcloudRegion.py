@@ -9,7 +9,9 @@ A box is cx,cy,cz,dx,dy,dz, perhaps with a heading in radians about z. A JSON fi
 """
 
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where lavis is not installed, it says what to do
 from lavis.serving.cli import pointcloud_region_demo, run
 
 if __name__ == "__main__":

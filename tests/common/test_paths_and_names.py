@@ -65,6 +65,21 @@ def test_another_folder_of_that_name_is_named(monkeypatch: pytest.MonkeyPatch, t
     assert str(tmp_path) not in str(lavis.find_clash())
 
 
+@pytest.mark.parametrize("command", [["train.py"], ["evaluate.py"], ["tools/demo_Image.py"], ["tools/demo_PointcloudRegion.py"]])
+def test_without_the_environment_the_cure_is_named(command: list[str], tmp_path: Path) -> None:
+    """A Python that has nothing installed, as the one outside .venv."""
+    root = Path(lavis.__file__).resolve().parent.parent
+    bare = [sys.executable, "-I", "-S", str(root / command[0])]  # no site-packages, no PYTHONPATH
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {str(root)!r}); runpy.run_path({str(root / command[0])!r}, run_name='__main__')"
+    )
+    given = bare if command[0].startswith("tools") else [sys.executable, "-I", "-S", "-c", code]
+    result = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, check=False)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and last.startswith("ModuleNotFoundError: ") and "has no torch, transformers, omegaconf" in last
+    assert "source .venv/bin/activate" in last and ".venv/bin/python" in last and "make install" in last
+
+
 def test_the_warning_is_seen(tmp_path: Path) -> None:
     info = tmp_path / "salesforce_lavis-1.0.2.dist-info"
     info.mkdir()
