@@ -105,20 +105,6 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(client: T
     assert status == 400 and f"{side} x {side} pixels; accepted: at most {MAX_PIXELS}" in reply["error"]
 
 
-def test_a_cloud_that_shows_nothing_is_refused(client: TestClient) -> None:
-    def cloud(count: int) -> bytes:
-        stream = io.BytesIO()
-        np.save(stream, np.random.RandomState(0).rand(count, 3))
-        return stream.getvalue()
-
-    status, reply = post(client, "caption_cloud", cloud(3), "few.npy")
-    assert status == 400 and "few.npy: the cloud has 3 points" in reply["error"]
-    status, reply = post(
-        client, "caption_cloud_regions", cloud(20), "c.npy", boxes="[[0.5, 0.5, 0.5, 1, 1, 1], [9, 9, 9, 1, 1, 1]]"
-    )
-    assert status == 400 and "box [9.0, 9.0, 9.0, 1.0, 1.0, 1.0] holds no point of the cloud" in reply["error"]
-
-
 def test_a_size_that_pillow_refuses_itself_is_named(client: TestClient) -> None:
     chunk = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
     content = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
