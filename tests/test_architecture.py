@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,3 +103,36 @@ def test_every_module_can_be_searched() -> None:
     for kind in HOMES:
         registry.names(kind)
         assert registry._failed[kind] == {}
+
+
+LIGHT = {*sys.stdlib_module_names, "numpy", "PIL", "matplotlib", "tqdm", "yaml", "pytest"}  # what does not load torch
+SCRIPTS = [*ROOT.glob("*.py"), *sources(ROOT / "tools", ROOT / "run_scripts", ROOT / "benchmarks")]
+COMMANDS = [*(path for path in SCRIPTS if "__main__" in path.read_text()), ROOT / "tests" / "conftest.py"]
+
+
+def first_heavy_import(path: Path) -> str:
+    """The first package that a file imports and that is not light; for a module of a package, what the package imports."""
+    package = path.with_name("__init__.py")
+    body = [*(ast.parse(package.read_text()).body if package.exists() else []), *ast.parse(path.read_text()).body]
+    for node in body:
+        for name in imported(node) if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            if (top := name.split(".")[0]) not in LIGHT:
+                beside = path.with_name(f"{top}.py")
+                return first_heavy_import(beside) if beside.exists() else top
+    return "nothing"
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_imports_lavis_before_torch(path: Path) -> None:
+    """lavis/__init__.py sets what OpenMP reads when torch is loaded."""
+    assert first_heavy_import(path) in ("lavis", "nothing")
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_openmp_is_told_to_sleep_unless_the_user_says_otherwise(given: str | None, policy: str) -> None:
+    """OpenMP itself tells what it read, when torch loads it."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": given} if given else {})
+    command = [sys.executable, "train.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr

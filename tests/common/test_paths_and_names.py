@@ -1,15 +1,11 @@
-"""Paths users write, published task names, and who owns the name lavis."""
+"""Paths users write, and published task names."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-import lavis
 from lavis.common import paths
 from lavis.common.modalities import MODALITIES, TASK_NAMES, modality_of, task_name_of
 
@@ -36,40 +32,3 @@ def test_modalities() -> None:
         assert task_name_of(modality) == name
     assert modality_of("audio") == task_name_of("audio") == "audio"
     assert MODALITIES == ("image", "image_region", "pointcloud", "pointcloud_region")
-
-
-class Installed:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def locate_file(self, name: str) -> Path:
-        return self.folder / name
-
-
-def test_a_clash_with_salesforce_lavis_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ours = Path(lavis.__file__).resolve().parent
-    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(tmp_path))
-    assert "hides the installed salesforce-lavis" in str(lavis.find_clash())
-    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(ours.parent))
-    assert "pip uninstall salesforce-lavis" in str(lavis.find_clash())
-
-
-def test_another_folder_of_that_name_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "lavis").mkdir()
-    assert str(tmp_path) not in str(lavis.find_clash())
-    (tmp_path / "lavis" / "__init__.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert str(tmp_path / "lavis") in str(lavis.find_clash())
-    (tmp_path / "lavis" / "common").mkdir()
-    (tmp_path / "lavis" / "common" / "modalities.py").write_text("")  # another copy of ours is no clash
-    assert str(tmp_path) not in str(lavis.find_clash())
-
-
-def test_the_warning_is_seen(tmp_path: Path) -> None:
-    info = tmp_path / "salesforce_lavis-1.0.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: salesforce-lavis\nVersion: 1.0.2\n")
-    code = f"import sys; sys.path.append({str(tmp_path)!r}); import lavis"
-    root = Path(lavis.__file__).resolve().parent.parent
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
-    assert "hides the installed salesforce-lavis" in result.stderr
