@@ -11,13 +11,14 @@ import sys
 from collections.abc import Sequence
 
 from lavis.common.config import Config
+from lavis.runners import run_lock
 from lavis.runners.launch import build_runner, parse_args, run_main
 
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
     cfg = Config(parse_args("Evaluate a model.", argv))
-    runner = build_runner(cfg, splits=list(cfg.run_cfg.test_splits), config_name="config_evaluate")
-    runner.evaluate()
+    with run_lock.held(cfg.run_cfg):
+        build_runner(cfg, splits=list(cfg.run_cfg.test_splits), config_name="config_evaluate").evaluate()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

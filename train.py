@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from lavis.common.config import Config
+from lavis.runners import run_lock
 from lavis.runners.launch import build_runner, parse_args, run_main
 
 
@@ -17,7 +18,8 @@ def train(argv: Sequence[str] | None = None) -> None:
     cfg = Config(parse_args("Train a model.", argv))
     run = cfg.run_cfg
     trained = [] if run.evaluate else [*run.train_splits, *run.valid_splits]
-    build_runner(cfg, splits=[*trained, *run.test_splits], config_name="config").train()
+    with run_lock.held(run):
+        build_runner(cfg, splits=[*trained, *run.test_splits], config_name="config").train()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

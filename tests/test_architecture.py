@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,16 +81,6 @@ def test_no_file_is_too_long_and_none_imports_all() -> None:
         if any(name.endswith(".*") for name in imported(ast.parse(text))):
             wrong.append(f"{path.relative_to(ROOT)}: star import")
     assert wrong == []
-
-
-def test_names_differ_by_more_than_case() -> None:
-    """A clone on a file system that ignores case keeps every file: a.py and A.py are one there."""
-    said = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    names = [name for name in said.split("\0") if name and (ROOT / name).exists()] or [
-        str(path.relative_to(ROOT)) for path in ROOT.glob("*/**/*")
-    ]
-    counts = Counter(name.lower() for name in names)
-    assert len(names) > 100 and [name for name in names if counts[name.lower()] > 1] == []
 
 
 def test_the_library_neither_prints_nor_exits() -> None:
@@ -170,3 +160,36 @@ def test_no_two_files_differ_in_case_alone() -> None:
         names.setdefault(name.casefold(), []).append(name)
     assert len(names) > 100
     assert [found for name, found in names.items() if len(found) > 1] == []
+
+
+LIGHT = {*sys.stdlib_module_names, "numpy", "PIL", "matplotlib", "tqdm", "yaml", "pytest"}  # what does not load torch
+SCRIPTS = [*ROOT.glob("*.py"), *sources(ROOT / "tools", ROOT / "run_scripts", ROOT / "benchmarks")]
+COMMANDS = [*(path for path in SCRIPTS if "__main__" in path.read_text()), ROOT / "tests" / "conftest.py"]
+
+
+def first_heavy_import(path: Path) -> str:
+    """The first package that a file imports and that is not light; for a module of a package, what the package imports."""
+    package = path.with_name("__init__.py")
+    body = [*(ast.parse(package.read_text()).body if package.exists() else []), *ast.parse(path.read_text()).body]
+    for node in body:
+        for name in imported(node) if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            if (top := name.split(".")[0]) not in LIGHT:
+                beside = path.with_name(f"{top}.py")
+                return first_heavy_import(beside) if beside.exists() else top
+    return "nothing"
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_imports_lavis_before_torch(path: Path) -> None:
+    """lavis/__init__.py sets what OpenMP reads when torch is loaded."""
+    assert first_heavy_import(path) in ("lavis", "nothing")
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_openmp_is_told_to_sleep_unless_the_user_says_otherwise(given: str | None, policy: str) -> None:
+    """OpenMP itself tells what it read, when torch loads it."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": given} if given else {})
+    command = [sys.executable, "train.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr

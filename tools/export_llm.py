@@ -13,6 +13,8 @@ hold no configuration: name one with --cfg-path. How both halves are decoded: do
 
 from __future__ import annotations
 
+import lavis  # noqa: F401  # isort: skip (before torch)
+
 import argparse
 import sys
 from pathlib import Path

@@ -10,6 +10,8 @@ line is worked out, and what is left out, stands in lavis/runners/memory.py and 
 
 from __future__ import annotations
 
+import lavis  # noqa: F401  # isort: skip (before torch)
+
 import argparse
 import logging
 import sys

@@ -60,6 +60,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def set_aside(path: Path) -> None:
+    """Rename an existing file to the first free ``<stem>.<n><suffix>``, so that a new one can take its name."""
+    if not path.exists():
+        return
+    number = 1
+    while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(old)
+
+
 def _sync(path: Path) -> None:
     """Wait until the disk has a file or a folder."""
     opened = os.open(path, os.O_RDONLY)

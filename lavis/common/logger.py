@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from lavis.common import dist_utils
+from lavis.common.files import set_aside
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -91,10 +92,7 @@ class JsonlLog:
     def set_aside(self) -> None:
         """Rename an existing file to ``<stem>.<n><suffix>``, so that a new run starts an empty one."""
         if self.enabled and self.path.exists():
-            number = 1
-            while (old := self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}")).exists():
-                number += 1
-            self.path.rename(old)
+            set_aside(self.path)
             self.lines = 0
 
     def _read(self) -> list[str]:

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lavis.common import dist_utils
 from lavis.common.config import Config, ConfigError
 from lavis.common.logger import setup_logging
@@ -53,8 +51,6 @@ def build_runner(cfg: Config, *, splits: Sequence[str], config_name: str) -> Any
         raise ConfigError("run.test_splits is empty: nothing to evaluate")
     seed_everything(int(run.seed))
     task = setup_task(cfg)
-    if dist_utils.is_main_process():
-        OmegaConf.save(cfg.get_config(), resolve(run.output_dir) / f"{config_name}.yaml")
     cfg.pretty_print()
     logger.info("%d process(es), %s", dist_utils.get_world_size(), device)
     datasets = task.build_datasets(cfg, splits=splits)

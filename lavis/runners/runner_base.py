@@ -25,6 +25,7 @@ from lavis.runners.features import counts_of, finish_batch, open_feature_cache
 from lavis.runners.partial import PartialResults, remove
 from lavis.runners.progress import Progress
 from lavis.runners.report import Report
+from lavis.runners.run_config import save_config
 from lavis.runners.saving import Saver, find_resume, restore_weights
 from lavis.runners.sharding import place
 from lavis.runners.step import TrainStep, amp_dtype, to_device
@@ -84,7 +85,7 @@ class RunnerBase:
     def train(self) -> None:
         """Train, evaluating valid_splits on the way, then evaluate test_splits with the best weights."""
         if self.run_cfg.evaluate:
-            self.evaluate()
+            self.evaluate(config_name="config")
             return
         self.setup_training()
         self.task.before_training(model=self.model, datasets=self.datasets)
@@ -135,6 +136,7 @@ class RunnerBase:
         if resumed is not None:
             self.load_state_dict(resumed)
         attempt.begin()
+        save_config(self.cfg, self.output_dir / "config.yaml")
         self.report.begin(step=self.progress.step, log_lines=None if resumed is None else resumed["log_lines"])
         limit = run.max_skipped_steps
         self.skipped = SkippedSteps(self.output_dir, self.progress, limit=None if limit is None else int(limit))
@@ -259,7 +261,7 @@ class RunnerBase:
         best.update({name: {"value": means[name], "epoch": epoch} for name in improved})
         return improved
 
-    def evaluate(self, *, epoch: int | str = "best") -> dict[str, dict[str, Any]]:
+    def evaluate(self, *, epoch: int | str = "best", config_name: str = "config_evaluate") -> dict[str, dict[str, Any]]:
         """Evaluate test_splits with the weights the model has (of ``run.resume_ckpt_path``, if set); the
         result files are named by ``epoch``. Returns metrics by result name."""
         if not self.run_cfg.test_splits:
@@ -267,6 +269,7 @@ class RunnerBase:
         state = find_resume(self.run_cfg.resume_ckpt_path, self.output_dir)
         if state is not None:
             restore_weights(self.model, state)
+        save_config(self.cfg, self.output_dir / f"{config_name}.yaml")
         metrics = {
             name: self.evaluate_one(dataset, name=name, epoch=epoch)
             for name, _, _, dataset in evaluations(self.datasets, self.run_cfg.test_splits)

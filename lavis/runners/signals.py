@@ -36,6 +36,11 @@ def listening() -> Iterator[None]:
         _received.clear()
 
 
+def ask(reason: str) -> None:
+    """Ask the run to save and end, as a signal does."""
+    _received.append(reason)
+
+
 def received() -> str | None:
     """The name of the first signal that came, if one did."""
     return _received[0] if _received else None

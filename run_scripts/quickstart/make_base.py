@@ -10,6 +10,8 @@ the command can be run again. `--install` copies the result to assets/quickstart
 
 from __future__ import annotations
 
+import lavis  # noqa: F401  # isort: skip (before torch)
+
 import argparse
 import logging
 import os
@@ -50,7 +52,7 @@ def run(name: str, command: Sequence[str], *, base: Path, done: Path, **environm
     begin = time.perf_counter()
     logs = base / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    variables = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment}
+    variables = {**os.environ, **environment}
     with (logs / f"{name}.log").open("a") as kept:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -15,6 +15,8 @@ all but the slots.
 
 from __future__ import annotations
 
+import lavis  # noqa: F401  # isort: skip (before torch)
+
 import argparse
 import json
 import logging

@@ -12,6 +12,8 @@ and texts; that needs far more data than a quickstart has.) The result is a bare
 
 from __future__ import annotations
 
+import lavis  # noqa: F401  # isort: skip (before torch)
+
 import argparse
 import json
 import logging

@@ -13,6 +13,8 @@ box is used. The result is a bare state dict with the published EVA names.
 
 from __future__ import annotations
 
+import lavis  # noqa: F401  # isort: skip (before torch)
+
 import argparse
 import json
 import logging

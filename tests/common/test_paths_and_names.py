@@ -1,10 +1,9 @@
-"""Paths users write, published task names, and who owns the name lavis."""
+"""Paths users write, and published task names."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -38,33 +37,6 @@ def test_modalities() -> None:
     assert MODALITIES == ("image", "image_region", "pointcloud", "pointcloud_region")
 
 
-class Installed:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def locate_file(self, name: str) -> Path:
-        return self.folder / name
-
-
-def test_a_clash_with_salesforce_lavis_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ours = Path(lavis.__file__).resolve().parent
-    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(tmp_path))
-    assert "hides the installed salesforce-lavis" in str(lavis.find_clash())
-    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(ours.parent))
-    assert "pip uninstall salesforce-lavis" in str(lavis.find_clash())
-
-
-def test_another_folder_of_that_name_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "lavis").mkdir()
-    assert str(tmp_path) not in str(lavis.find_clash())
-    (tmp_path / "lavis" / "__init__.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert str(tmp_path / "lavis") in str(lavis.find_clash())
-    (tmp_path / "lavis" / "common").mkdir()
-    (tmp_path / "lavis" / "common" / "modalities.py").write_text("")  # another copy of ours is no clash
-    assert str(tmp_path) not in str(lavis.find_clash())
-
-
 @pytest.mark.parametrize("command", [["train.py"], ["evaluate.py"], ["tools/demo_Image.py"], ["tools/demo_PointcloudRegion.py"]])
 def test_without_the_environment_the_cure_is_named(command: list[str], tmp_path: Path) -> None:
     """A Python that has nothing installed, as the one outside .venv."""
@@ -78,13 +50,3 @@ def test_without_the_environment_the_cure_is_named(command: list[str], tmp_path:
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and last.startswith("ModuleNotFoundError: ") and "has no torch, transformers, omegaconf" in last
     assert "source .venv/bin/activate" in last and ".venv/bin/python" in last and "make install" in last
-
-
-def test_the_warning_is_seen(tmp_path: Path) -> None:
-    info = tmp_path / "salesforce_lavis-1.0.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: salesforce-lavis\nVersion: 1.0.2\n")
-    code = f"import sys; sys.path.append({str(tmp_path)!r}); import lavis"
-    root = Path(lavis.__file__).resolve().parent.parent
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
-    assert "hides the installed salesforce-lavis" in result.stderr
