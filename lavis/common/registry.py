@@ -95,6 +95,14 @@ class Registry:
     def get_lr_scheduler_class(self, name: str) -> Any:
         return self.get_class("lr_scheduler", name)
 
+    def get_encoder_class(self, name: str) -> type:
+        found: type = self.get_class("encoder", name)
+        return found
+
+    def get_region_class(self, name: str) -> type:
+        found: type = self.get_class("region", name)
+        return found
+
     def list_models(self) -> list[str]:
         return self.names("model")
 
@@ -112,6 +120,12 @@ class Registry:
 
     def list_lr_schedulers(self) -> list[str]:
         return self.names("lr_scheduler")
+
+    def list_encoders(self) -> list[str]:
+        return self.names("encoder")
+
+    def list_regions(self) -> list[str]:
+        return self.names("region")
 
     def get_class(self, kind: str, name: str) -> Any:
         """The class registered as ``name``; UnknownNameError names the near matches and all accepted

@@ -214,8 +214,8 @@ def test_a_process_writes_when_its_step_is_done_and_counts(tmp_path: Path, caplo
     cache = FeatureCache(store_at(tmp_path))
     about = {"hits": 2, "names": [name(1), "", name(3)], "sizes": [(1, 2), (0, 0), (3, 4)], "damaged": [name(3)]}
     batch = {"image_cache": about}
-    cache.add(batch, torch.stack([features(number) for number in (1, 2, 3)]))
-    cache.add({"image": 1}, features(7)[None])  # a batch that nothing is known of
+    cache.add(batch["image_cache"], torch.stack([features(number) for number in (1, 2, 3)]))
+    cache.add(None, features(7)[None])  # a batch that nothing is known of
     assert not entries(cache.store)
     with caplog.at_level(logging.WARNING):
         cache.finish_batch(batch)

@@ -140,6 +140,9 @@ class ImageEncoder(Encoder):
     @torch.no_grad()
     def shape(self) -> tuple[int, int]:
         """T and C of the tower's tokens [T, C] of an image."""
+        positions = getattr(self.visual_encoder, "pos_embed", None)
+        if isinstance(positions, Tensor):
+            return int(positions.shape[-2]), int(positions.shape[-1])
         first = next(self.visual_encoder.parameters())
         side = self.settings.img_size
         tokens, width = self.compute(torch.zeros(1, 3, side, side, device=first.device)).shape[1:]
