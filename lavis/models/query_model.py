@@ -148,7 +148,7 @@ class QueryModel(BaseModel):
     def _load_parts(self) -> None:
         """Weights of the parts that files of their own give: encoders, BERT under the Q-Formers, the LLM."""
         for encoder in self.encoders.values():
-            path = self.cfg[encoder.block].pretrained
+            path = self.cfg[encoder.block].get("pretrained")
             if path is not None:
                 self._loaded |= {f"{encoder.tower}.{name}" for name in encoder.load(path)}
                 self.bases[encoder.tower] = path
