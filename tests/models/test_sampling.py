@@ -127,7 +127,7 @@ def build(config: dict[str, Any], *, hasty: bool) -> Any:
     if hasty:
         with torch.no_grad(), model.router.route("image"):
             first = lm.decode(prompts_of(model, model.read(tiny.image_batch(rows=1))), Decoding(num_beams=1, max_length=3))
-        lm.dialect = dataclasses.replace(lm.dialect, ends=(int(first.sequences[0, 1]),))
+        lm.dialect = dataclasses.replace(lm.dialect, ends=(*lm.dialect.ends, int(first.sequences[0, 1])))
     model.steps = 0
 
     def count(*_: Any) -> None:
