@@ -6,6 +6,7 @@ an opened file: {"path", "name"} of an upload, or {"example"}. Whatever can be r
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ FAILED = "The server failed on this request; its log says more."
 AXES = ("x", "y", "z")
 STEPS = 400  # of a slider
 KEPT = 8  # decoded files of each kind
+NUMBERS = itertools.count(1)  # of what a view is told, so that each is a change
 
 
 def theme() -> gr.themes.Base:
@@ -79,7 +81,7 @@ class Files:
 
     def find(self, source: Any) -> tuple[Path, str, Example | None]:
         """Path, name to show, and example of a source. Only uploads and examples have one: a path elsewhere is refused."""
-        if not isinstance(source, dict):
+        if source is None:
             raise ConfigError("No file is open yet. Open one, or choose an example.")
         if set(source) == {"example"} and (example := self.examples.get(str(source["example"]))) is not None:
             return example.path, example.path.name, example
@@ -115,17 +117,25 @@ def message_of(error: Exception, handler: Callable[..., Any]) -> str:
     return FAILED
 
 
-def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """For events of buttons: errors become the page's own messages."""
+def told(handler: Callable[..., str], *, at_box: bool = False) -> Callable[..., Any]:
+    """For events of buttons: behind the text of `handler(view, ...)` comes an update of the view, whose status line tells an
+    error; the text before goes then. at_box: the view writes the text at the box that was asked about."""
 
     @wraps(handler)
-    def safe(*values: Any) -> Any:
+    def safe(*values: Any) -> list[Any]:
         try:
-            return handler(*values)
+            text = handler(*values)
+            box = {"box": values[0].get("box"), "text": text} if at_box else {}
+            return [text, gr.HTML(told={"n": next(NUMBERS), "error": None, **box})]
         except Exception as error:
-            raise gr.Error(message_of(error, handler), print_exception=False, title="Not done") from error
+            return ["", gr.HTML(told={"n": next(NUMBERS), "error": message_of(error, handler)})]
 
     return safe
+
+
+def pressed(name: str) -> str:
+    """JavaScript: tells a view that a button beside it was pressed, whose answer it is to wait for."""
+    return f"() => {{ document.getElementById('{name}').dispatchEvent(new Event('rb-pressed')) }}"
 
 
 def view(name: str, scripts: Sequence[str], files: Files) -> gr.HTML:
@@ -137,7 +147,7 @@ def view(name: str, scripts: Sequence[str], files: Files) -> gr.HTML:
         value={"n": 0, "source": None, "box": None},
         html_template=(STATIC / f"{name}.html").read_text("utf-8"),
         js_on_load="\n".join((STATIC / script).read_text("utf-8") for script in scripts),
-        apply_default_css=False, elem_id=name, reply={"n": 0}, named={}, setup={"examples": shown, "megabytes": MEGABYTES},
+        apply_default_css=False, elem_id=name, reply={"n": 0}, told={"n": 0}, setup={"examples": shown, "megabytes": MEGABYTES},
     )  # fmt: skip
 
 
@@ -161,28 +171,28 @@ def picture_tab(desk: Desk, files: Files) -> None:
             picture = view("picture", ["shared.js", "picture.js"], files)
         with gr.Column(scale=2, min_width=300):
             gr.HTML((STATIC / "list.html").read_text("utf-8"), apply_default_css=False, js_on_load=None)
-            caption = gr.Button("Caption the whole image", variant="primary", elem_id="caption-image")
+            caption = gr.Button("Caption the whole image", variant="primary", elem_id="caption-image", interactive=False)
             whole = gr.Textbox(label="Caption of the whole image", interactive=False, elem_id="whole")
             with gr.Row():
                 question = gr.Textbox(
                     label="Question", placeholder="What colour is it?", max_lines=2, scale=4, min_width=180, elem_id="question"
                 )
-                ask = gr.Button("Ask", scale=1, min_width=72, elem_id="ask")
+                ask = gr.Button("Ask", scale=1, min_width=72, elem_id="ask", interactive=False)
             answer = gr.Textbox(label="Answer", interactive=False, elem_id="answer")
             gr.HTML(payloads.question_note(desk.captioner), apply_default_css=False, js_on_load=None)
 
     def picture_of(value: Any) -> Image:
-        path, name, _ = files.find((value or {}).get("source"))
+        path, name, _ = files.find(value.get("source"))
         return files.picture(path, name)
 
     def open_picture(value: Any) -> tuple[Any, ...]:
-        _, name, example = files.find(value["source"])
+        _, name, example = files.find(value.get("source"))
         boxes = example.boxes if example else []
         shown = payloads.picture(picture_of(value))
-        return ({"opened": {"name": name, "boxes": boxes, **shown}},)
+        return {"opened": {"name": name, "boxes": boxes, **shown}}, *[gr.Button(interactive=True)] * 2
 
     def caption_regions(value: Any) -> tuple[Any, ...]:
-        boxes, image = check_boxes(value["boxes"], numbers=4), picture_of(value)
+        boxes, image = check_boxes(value.get("boxes"), numbers=4), picture_of(value)
         with desk.turn() as captioner:
             return ({"captions": captioner.caption_regions(image, boxes)},)
 
@@ -198,13 +208,16 @@ def picture_tab(desk: Desk, files: Files) -> None:
             return captioner.ask(image, words, box)
 
     picture.open(None, None, [whole, answer], js=emptied(2), **QUIET)
-    opened = picture.open(replied(open_picture), picture, picture, trigger_mode="multiple", **QUIET)
+    opened = picture.open(replied(open_picture, others=2), picture, [picture, caption, ask], trigger_mode="multiple", **QUIET)
     opened.failure(None, js=failure("picture"))
     regions = picture.regions(replied(caption_regions), picture, picture, trigger_mode="multiple", **QUIET)
     regions.failure(None, js=failure("picture"))
     shown = {**QUIET, "show_progress": "minimal"}
-    caption.click(told(caption_image), picture, whole, **shown)
-    gr.on([ask.click, question.submit], told(answer_question), [picture, question], answer, **shown)
+    gr.on([caption.click, ask.click, question.submit], None, js=pressed("picture"), **QUIET)
+    captioned = caption.click(told(caption_image), picture, [whole, picture], **shown)
+    answered = gr.on([ask.click, question.submit], told(answer_question), [picture, question], [answer, picture], **shown)
+    for event in (captioned, answered):
+        event.failure(None, js=failure("picture"))
 
 
 # --- the cloud tab -------------------------------------------------------------------------------------------------------
@@ -216,7 +229,7 @@ def cloud_tab(desk: Desk, files: Files) -> None:
         with gr.Column(scale=3, min_width=320):
             cloud = view("cloud", ["shared.js", "cloud_view.js", "cloud.js"], files)
         with gr.Column(scale=2, min_width=300):
-            caption = gr.Button("Caption the cloud", variant="primary", elem_id="caption-cloud")
+            caption = gr.Button("Caption the cloud", variant="primary", elem_id="caption-cloud", interactive=False)
             whole = gr.Textbox(label="Caption of the whole cloud", interactive=False, elem_id="whole-cloud")
             with gr.Group(elem_classes="rb-sliders"):
                 pairs = []
@@ -224,46 +237,53 @@ def cloud_tab(desk: Desk, files: Files) -> None:
                     with gr.Row():
                         pairs.append((slider(f"Centre {axis}", f"centre-{axis}"), slider(f"Size {axis}", f"size-{axis}")))
             sliders = [*(centre for centre, _ in pairs), *(size for _, size in pairs)]
-            caption_box = gr.Button("Caption the box", variant="primary", elem_id="caption-box")
+            caption_box = gr.Button("Caption the box", variant="primary", elem_id="caption-box", interactive=False)
             region = gr.Textbox(label="Caption of the box", interactive=False, elem_id="region-cloud")
 
     def points_of(value: Any) -> NDArray[np.float32]:
-        path, name, _ = files.find((value or {}).get("source"))
+        path, name, _ = files.find(value.get("source"))
         return files.points(path, name)
 
     def open_cloud(value: Any) -> tuple[Any, ...]:
-        _, name, example = files.find(value["source"])
+        _, name, example = files.find(value.get("source"))
         points = points_of(value)
         shown = payloads.cloud(points, example)
-        return {"opened": {"name": name, **shown}}, *moved(points, shown["box"])
+        buttons = [gr.Button(interactive=True)] * 2
+        return {"opened": {"name": name, **shown}}, *moved(points, shown["box"]), *buttons
 
     def pick(value: Any, event: gr.EventData) -> list[Any]:
-        box = check_boxes([event.box], numbers=6)[0]
-        return moved(points_of(value), box)
+        try:
+            box = check_boxes([(event._data or {}).get("box")], numbers=6)[0]
+            return [*moved(points_of(value), box), gr.skip()]
+        except Exception as error:
+            return [gr.skip()] * 6 + [gr.HTML(told={"n": next(NUMBERS), "error": message_of(error, pick)})]
 
     def caption_cloud(value: Any) -> str:
         points = points_of(value)
         with desk.turn() as captioner:
             return captioner.caption_cloud(points)
 
-    def caption_region(value: Any) -> tuple[str, Any]:
-        points, boxes = points_of(value), check_boxes([value["box"]], numbers=6)
+    def caption_region(value: Any) -> str:
+        points, boxes = points_of(value), check_boxes([value.get("box")], numbers=6)
         with desk.turn() as captioner:
-            text = captioner.caption_cloud_regions(points, boxes)[0]
-        return text, gr.HTML(named={"box": boxes[0], "text": text})
+            return captioner.caption_cloud_regions(points, boxes)[0]
 
     cloud.open(None, None, [whole, region], js=emptied(2), **QUIET)
-    opened = cloud.open(replied(open_cloud, others=6), cloud, [cloud, *sliders], trigger_mode="multiple", **QUIET)
+    shown_by_opening = [cloud, *sliders, caption, caption_box]
+    opened = cloud.open(replied(open_cloud, others=8), cloud, shown_by_opening, trigger_mode="multiple", **QUIET)
     opened.failure(None, js=failure("cloud"))
     draw = "(...box) => document.getElementById('cloud').dispatchEvent(new CustomEvent('rb-box', { detail: box.slice(0, 6) }))"
     for one in sliders:
         one.change(None, sliders, None, js=draw)
         one.input(None, None, [region], js=emptied(1), **QUIET)
     cloud.pick(None, None, [region], js=emptied(1), **QUIET)
-    cloud.pick(told(pick), cloud, sliders, **QUIET)
+    cloud.pick(pick, cloud, [*sliders, cloud], **QUIET)
     shown = {**QUIET, "show_progress": "minimal"}
-    caption.click(told(caption_cloud), cloud, whole, **shown)
-    caption_box.click(told(caption_region), cloud, [region, cloud], **shown)
+    gr.on([caption.click, caption_box.click], None, js=pressed("cloud"), **QUIET)
+    captioned = caption.click(told(caption_cloud), cloud, [whole, cloud], **shown)
+    named = caption_box.click(told(caption_region, at_box=True), cloud, [region, cloud], **shown)
+    for event in (captioned, named):
+        event.failure(None, js=failure("cloud"))
 
 
 def slider(label: str, name: str) -> gr.Slider:

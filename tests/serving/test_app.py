@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -315,3 +316,99 @@ def test_a_narrow_window_needs_no_sideways_scrolling(page: Any, made: list[Examp
         assert max(widths) <= 390
     finally:
         page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def status_of(page: Any, view: str, part: str) -> str:
+    """The status line of a view, once it holds `part`."""
+    page.wait_for_function(
+        "([view, part]) => document.querySelector(`#${view} .rb-status`).textContent.includes(part)", arg=[view, part]
+    )
+    return page.locator(f"#{view} .rb-status").inner_text()
+
+
+def press(page: Any, selector: str) -> None:
+    """A click at the middle of a button, whether it is on or off."""
+    page.locator(selector).scroll_into_view_if_needed()
+    frame = page.locator(selector).bounding_box()
+    page.mouse.click(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+
+
+def test_every_button_says_what_is_missing(page: Any, made: list[Example]) -> None:
+    for tab, view, missing, buttons in (
+        ("Image", "picture", "No image is open", ("#caption-image", "#ask", "#picture .rb-remove", "#picture .rb-clear")),
+        ("Point cloud", "cloud", "No cloud is open", ("#caption-cloud", "#caption-box", "#cloud .rb-up", "#cloud .rb-zoom-in")),
+    ):
+        page.get_by_role("tab", name=tab).click()
+        status_of(page, view, missing)
+        for selector in buttons:
+            page.evaluate("(view) => (document.querySelector(`#${view} .rb-status`).textContent = '')", view)
+            assert page.locator(selector).is_disabled()
+            press(page, selector)
+            status_of(page, view, missing)
+    page.get_by_role("tab", name="Image").click()
+    page.locator("#question textarea, #question input").first.press("Enter")
+    status_of(page, "picture", "No file is open yet")
+    open_image(page, made[0].path)
+    for selector in ("#picture .rb-remove", "#picture .rb-clear"):
+        press(page, selector)
+        status_of(page, "picture", "There is no box yet")
+    page.wait_for_function("!document.querySelector('#ask').disabled")
+    press(page, "#ask")
+    status_of(page, "picture", "the question has 0 words")
+    page.locator("#question textarea, #question input").first.fill("word " * 200)
+    press(page, "#ask")
+    assert "200 words; accepted: 1 to 64" in status_of(page, "picture", "200 words")
+    page.locator("#question textarea, #question input").first.fill("what is it?")
+    press(page, "#ask")
+    status_of(page, "picture", made[0].path.name)  # an answer takes the refusal away
+    press(page, "#caption-image")
+    assert value_of(page, "whole")
+
+
+def test_boxes_are_counted_moved_sized_and_kept(page: Any, made: list[Example]) -> None:
+    image, box = Image.open(made[0].path), made[0].boxes[0]
+    open_image(page, made[0].path)
+    for number in range(2):
+        drag(page, made[0].boxes[number], image.size)
+    page.wait_for_function("document.querySelectorAll('.rb-list li').length === 2")
+    rows(page)
+    status_of(page, "picture", "2 boxes.")
+    page.keyboard.press("Delete")
+    status_of(page, "picture", "1 box.")
+    page.locator(".rb-box").first.focus()
+    before = rows(page)[0][1]
+    for key in ("ArrowLeft", "ArrowDown", "Shift+ArrowRight", "Shift+ArrowDown"):
+        page.keyboard.press(key)
+    wanted = np.add(before, [-1, 1, 0, 2])
+    assert np.allclose(rows(page)[0][1], wanted, atol=0.11)
+    drag(page, [wanted[2], wanted[3], wanted[2] - 6, wanted[3] - 6], image.size)  # its lower right corner
+    assert np.allclose(rows(page)[0][1], np.subtract(wanted, [0, 0, 6, 6]), atol=0.6)
+    x, y = (wanted[0] + wanted[2]) / 2 - 3, (wanted[1] + wanted[3]) / 2 - 3
+    drag(page, [x, y, x - 10, y + 10], image.size)  # its inside
+    moved = rows(page)
+    assert len(moved) == 1 and np.allclose(moved[0][1], np.add(np.subtract(wanted, [0, 0, 6, 6]), [-10, 10, -10, 10]), atol=0.8)
+    assert box != moved[0][1]
+    page.reload()
+    page.wait_for_function("document.querySelectorAll('.rb-list li').length === 1")
+    assert rows(page) == moved and not page.locator("#ask").is_disabled()
+
+
+def test_a_stopped_server_is_told(browser_tab: tuple[Any, list[str], list[str]], tmp_path: Path, made: list[Example]) -> None:
+    started = Served(tmp_path)
+    context = browser_tab[0].context.browser.new_context(viewport={"width": 1280, "height": 900})
+    try:
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(started.url)
+        page.locator("#picture .rb-example").first.click()
+        page.locator("#picture .rb-image:not([hidden])").wait_for()
+        page.wait_for_function("!document.querySelector('#ask').disabled")
+        started.process.send_signal(signal.SIGSTOP)  # a server that hangs
+        drag(page, made[0].boxes[0], (84, 84))
+        status_of(page, "picture", "The server does not answer")
+        assert [caption for caption, _ in rows(page)] == ["no caption"]
+        started.process.send_signal(signal.SIGCONT)
+        started.end()
+    finally:
+        context.close()
+        started.process.kill()

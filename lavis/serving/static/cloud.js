@@ -2,16 +2,20 @@
 //
 // sent        {source, box}: box is cx, cy, cz, dx, dy, dz in the cloud's unit and axes
 // answered    {opened: {name, count, shown, points, colours, up, box, boxes}}; points and colours in base64
-// props.named {box, text}: the caption of a box, shown at it
+// props.told  may hold {box, text}: the caption of a box, shown at it
 const view = new CloudView(find(".rb-canvas")), chips = find(".rb-chips");
-let source = null;
+let source = null, words = "", kept = remembered();
 
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
 // what the buttons beside the view are about
 function tell() {
   props.value = { ...props.value, source, box: view.box };
+  if (source) remember({ source, box: view.box });
 }
+
+const missing = () => "No cloud is open. Open one, or choose an example.";
+const summary = () => (source ? words : missing());
 
 function setBox(box) {
   view.box = box;
@@ -39,19 +43,28 @@ function opened(cloud) {
     }),
   );
   const shown = cloud.shown < cloud.count ? `, ${cloud.shown} of them shown` : "";
-  say(`${cloud.name}, ${cloud.count} points${shown}. Drag to turn it; the sliders set the box.`);
+  words = `${cloud.name}, ${cloud.count} points${shown}. Drag to turn it; the sliders set the box.`;
+  say(words);
+  for (const name of [".rb-up", ".rb-zoom-in", ".rb-zoom-out"]) find(name).disabled = false;
+  const box = kept?.box;
+  kept = null;
+  if (box) trigger("pick", { box });
 }
 
 function answered(reply) {
-  if (reply.error) tell();
+  if (reply.error) unanswered();
   else opened(reply.opened);
 }
 
-const unanswered = tell;
+function unanswered() {
+  kept = null;
+  tell();
+}
 
-watch("named", () => {
-  const same = view.box && view.box.every((value, index) => value === props.named.box[index]);
-  view.label = same ? props.named.text : ""; // a slider may have moved meanwhile
+watch("told", () => {
+  if (!props.told.box) return;
+  const same = view.box && view.box.every((value, index) => value === props.told.box[index]);
+  view.label = same ? props.told.text : ""; // a slider may have moved meanwhile
   view.ask();
 });
 
@@ -66,3 +79,5 @@ find(".rb-up").onclick = () => {
 };
 find(".rb-zoom-in").onclick = () => view.magnify(1.2);
 find(".rb-zoom-out").onclick = () => view.magnify(1 / 1.2);
+if (kept) reopen(kept.source);
+else say(summary());
