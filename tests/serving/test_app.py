@@ -20,9 +20,8 @@ from lavis.serving.captioner import Captioner
 from lavis.serving.examples import Example, examples
 from lavis.serving.loading import REPOSITORY, SHIPPED, load_captioner
 from tests.browser import browser_page
+from tests.serving.hands import drag, open_cloud, open_image, rows, value_of
 from tests.serving.served import Served
-
-SETTLED = "[...document.querySelectorAll('.rb-list .rb-caption')].every((node) => node.textContent !== '…')"
 
 
 @pytest.fixture(scope="module")
@@ -69,43 +68,6 @@ def page(browser_tab: tuple[Any, list[str], list[str]], address: str) -> Any:
     page.goto(address)
     page.locator("#picture .rb-example").first.wait_for()
     return page
-
-
-def open_image(page: Any, path: Path) -> None:
-    page.set_input_files("#picture .rb-file", path)
-    page.wait_for_function("(name) => document.querySelector('#picture .rb-status').textContent.startsWith(name)", arg=path.name)
-
-
-def open_cloud(page: Any, path: Path) -> None:
-    page.get_by_role("tab", name="Point cloud").click()
-    page.set_input_files("#cloud .rb-file", path)
-    page.wait_for_function("(name) => document.querySelector('#cloud .rb-status').textContent.startsWith(name)", arg=path.name)
-
-
-def drag(page: Any, box: list[float], size: tuple[int, int]) -> None:
-    """Draw a box, given in pixels of a picture of `size`, by the mouse."""
-    frame = page.locator("#picture .rb-image").bounding_box()
-    corners = [
-        (x * frame["width"] / size[0] + frame["x"], y * frame["height"] / size[1] + frame["y"]) for x, y in (box[:2], box[2:])
-    ]
-    page.mouse.move(*corners[0])
-    page.mouse.down()
-    page.mouse.move(*corners[1], steps=4)
-    page.mouse.up()
-
-
-def rows(page: Any) -> list[tuple[str, list[float]]]:
-    """Captions and pixel boxes of the list, when all captions are there."""
-    page.wait_for_function(SETTLED)
-    captions = page.locator(".rb-list .rb-caption").all_inner_texts()
-    boxes = [[float(part) for part in text.split(",")] for text in page.locator(".rb-list small").all_inner_texts()]
-    return list(zip(captions, boxes, strict=True))
-
-
-def value_of(page: Any, name: str) -> str:
-    """The text in a text box, once there is one."""
-    page.wait_for_function("(name) => document.querySelector(`#${name} textarea, #${name} input`).value !== ''", arg=name)
-    return page.locator(f"#{name} textarea, #{name} input").first.input_value()
 
 
 def test_boxes_that_are_drawn_get_the_captions_of_the_model(page: Any, captioner: Captioner, made: list[Example]) -> None:
