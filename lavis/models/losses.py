@@ -1,6 +1,6 @@
 """The losses of BLIP-2 and RegionBLIP as pure functions of tensors.
 
-Gathering over processes, weights and their sum are the caller's (`blip2.py`).
+Gathering over processes, weights and their sum are the caller's (`objectives.py`).
 
 Shapes: B rows of the (global) batch, Q queries, E similarity width, S positions, V vocabulary.
 """

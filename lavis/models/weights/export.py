@@ -3,7 +3,7 @@
     regions --(this package: encoder, Q-Former, projection)--> input embeddings --(any engine that takes them)--> captions
 
 `export_llm` writes a Hugging Face folder whose weights hold the adapters of one modality: W + (alpha / rank) B A in every adapted
-layer (see `modality_lora.py`). What comes behind a layer's product (OPT scales its queries) is not touched, so the merged model
+layer (see `qformer/lora.py`). What comes behind a layer's product (OPT scales its queries) is not touched, so the merged model
 is the same function; only rounding differs. `soft_prompts` gives what such a model reads, `save_prompts` writes it to a file.
 
 Shapes: B rows, P prefix positions (the projected queries), L prompt tokens, H model width.

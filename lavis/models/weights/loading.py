@@ -1,6 +1,6 @@
 """What is loaded from where, and what is still random.
 
-Layouts and their renaming are in `weights.py`, the parts' own files in `parts.py`.
+Layouts and their renaming are in `layouts_all.py`, the parts' own files in `part_files.py`.
 """
 
 from __future__ import annotations
