@@ -1,4 +1,4 @@
-"""Checkpoints from one layout into another, tensor by tensor and without building a model (`layouts_all.py` names the layouts)."""
+"""Checkpoints from one layout into another, tensor by tensor and without building a model."""
 
 from __future__ import annotations
 
